@@ -300,7 +300,7 @@ def _reseeded(sampling: Sampling, place: int) -> Sampling:
     )
 
 
-class _RoomyLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call]
+class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A cache layer that grows in steps: the stock one copies all keys and values for every new token."""
 
     _room: Tensor | None = None
@@ -316,7 +316,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call]
         # After rows left, keys and values are copies outside of the room, and the room has another number of rows.
         if self._room is None or self._room.shape[1] != rows or self._room.shape[3] < total:
             self._room = key_states.new_empty(2, rows, heads, total + max(64, total // 4), size)
-            if filled:
+            if self.keys is not None and self.values is not None and filled:
                 self._room[:, :, :, :filled] = torch.stack([self.keys, self.values])
         self._room[0, :, :, filled:total] = key_states
         self._room[1, :, :, filled:total] = value_states
