@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from trainer.config import require
 from trainer.contract.answers import Answer, format_answer
 from trainer.contract.scores import Grade
 
@@ -77,17 +78,19 @@ class HardCaseConfig:
 
     def __post_init__(self) -> None:
         for name in ("ema", "hard_at_most", "solved_at_least", "suspect_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"hard_cases.{name} must be above 0 and at most 1, got {getattr(self, name)}")
-        if self.solved_at_least <= self.hard_at_most:
-            raise ValueError("hard_cases.solved_at_least must be above hard_at_most")
-        if not 0 <= self.replay_share < 1:
-            raise ValueError(f"hard_cases.replay_share must be at least 0 and below 1, got {self.replay_share}")
+            value = getattr(self, name)
+            require(0 < value <= 1, f"mining.{name}: expected more than 0 and at most 1, got {value:g}")
+        require(self.solved_at_least > self.hard_at_most, "mining.solved_at_least: expected more than hard_at_most")
+        require(
+            0 <= self.replay_share < 1,
+            f"mining.replay_share: expected 0 or more and less than 1, got {self.replay_share:g}",
+        )
         for name in ("solved_visits", "parked_visits", "stage_repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"hard_cases.{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_replays_per_epoch < 0:
-            raise ValueError("hard_cases.max_replays_per_epoch must not be negative")
+            require(getattr(self, name) >= 1, f"mining.{name}: expected 1 or more, got {getattr(self, name)}")
+        require(
+            self.max_replays_per_epoch >= 0,
+            f"mining.max_replays_per_epoch: expected 0 or more, got {self.max_replays_per_epoch}",
+        )
 
 
 @dataclass(slots=True)

@@ -71,12 +71,18 @@ def clipped_objective(
 
 
 def aggregate(
-    per_token_RC: Tensor, mask_RC: Tensor, loss_type: LossType, *, max_completion_length: int, rows: int | None = None
+    per_token_RC: Tensor,
+    mask_RC: Tensor,
+    loss_type: LossType,
+    *,
+    max_completion_length: int,
+    rows: int | None = None,
+    tokens: int | None = None,
 ) -> Tensor:
     """One number from per-token losses (R, C); `mask_RC` is 1 on completion tokens.
 
-    `rows`: how many rows the batch stands for, when rows without signal were left out (default: R). A row left out
-    adds 0 to the sum, so it must still count in the divisor of a mean over rows.
+    `rows`, `tokens`: what the whole batch has, when these rows are a part of it (default: what is given). The parts'
+    numbers then add up to the batch's: rows left out because they would add 0 still count in a mean over rows.
     """
     rows = rows or per_token_RC.shape[0]
     masked_RC = per_token_RC * mask_RC
@@ -84,6 +90,6 @@ def aggregate(
         case LossType.GRPO:
             return (masked_RC.sum(1) / mask_RC.sum(1).clamp(min=1)).sum() / rows
         case LossType.DAPO:
-            return masked_RC.sum() / mask_RC.sum().clamp(min=1)
+            return masked_RC.sum() / (tokens or mask_RC.sum().clamp(min=1))
         case LossType.DR_GRPO:
             return masked_RC.sum() / (rows * max_completion_length)

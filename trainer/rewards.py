@@ -15,3 +15,15 @@ from trainer.contract.scores import Grade, RewardWeights, grade
 def grade_completions(record: Record, completions: Sequence[str], weights: RewardWeights) -> list[Grade]:
     """What each completion about `record` earned, in order; `.reward` of a grade is what the optimizer sees."""
     return [grade(text, record.answer, len(record.candidates), weights) for text in completions]
+
+
+def mean_figures(grades: Sequence[Grade]) -> dict[str, float]:
+    """Means over completions: reward, exact, dpa, and the share that could be parsed. ValueError when there is none."""
+    if not grades:
+        raise ValueError("there is no grade to take a mean of")
+    return {
+        "reward": sum(grade.reward for grade in grades) / len(grades),
+        "exact": sum(grade.exact for grade in grades) / len(grades),
+        "dpa": sum(grade.dpa for grade in grades) / len(grades),
+        "parsable": sum(grade.refusal is None for grade in grades) / len(grades),
+    }

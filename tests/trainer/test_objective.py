@@ -94,6 +94,19 @@ def test_rows_left_out_for_having_no_advantage_still_count_in_the_mean() -> None
         assert torch.allclose(whole, part)
 
 
+@pytest.mark.parametrize("loss_type", list(LossType))
+def test_the_losses_of_parts_add_up_to_that_of_the_batch(loss_type: LossType) -> None:
+    per_token_RC, _, _, mask_RC = numbers(5)
+    whole = aggregate(per_token_RC, mask_RC, loss_type, max_completion_length=9)
+    parts = [
+        aggregate(
+            per_token_RC[part], mask_RC[part], loss_type, max_completion_length=9, rows=6, tokens=int(mask_RC.sum())
+        )
+        for part in (slice(0, 2), slice(2, 6))
+    ]
+    assert torch.allclose(whole, parts[0] + parts[1])
+
+
 def test_equals_the_loss_of_trl_on_the_same_numbers() -> None:
     """GRPOTrainer._compute_loss of TRL 1.16, its arithmetic for loss_type "grpo", "dapo"/"bnpo" and "dr_grpo".
 
