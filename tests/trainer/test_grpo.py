@@ -25,6 +25,7 @@ from trainer.images import ImageStore
 from trainer.model import load_screener, save_screener
 from trainer.objective import LossType
 from trainer.optimization import set_learning_rate
+from trainer.rewards import grade_completions
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 SHADOW = (Dimension.PHYSICAL_SHADOW,)
@@ -156,9 +157,7 @@ def gradient(run: Run, **fields: Any) -> tuple[torch.Tensor, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("loss_type", list(LossType))
-def test_smaller_forwards_give_the_same_update(
-    export: Path, start: Path, tmp_path: Path, loss_type: LossType
-) -> None:
+def test_smaller_forwards_give_the_same_update(export: Path, start: Path, tmp_path: Path, loss_type: LossType) -> None:
     found = []
     for number, size in enumerate((1, 8)):
         run = grpo.build(config(export, start, tmp_path / str(number), start_gate="off", loss_type=loss_type))
@@ -180,7 +179,7 @@ def test_several_updates_per_batch_meet_the_clip(export: Path, start: Path, tmp_
 def test_suspect_labels_are_written_for_the_platform(export: Path, start: Path, tmp_path: Path) -> None:
     run = grpo.build(config(export, start, tmp_path / "run", start_gate="off", mining=HardCaseConfig(parked_visits=1)))
     record = next(record for record in run.train_records.values() if record.answer)
-    run.hard_cases.observe(record.id, grpo.grade_completions(record, ["<answer>none</answer>"] * 8, run.config.reward))
+    run.hard_cases.observe(record.id, grade_completions(record, ["<answer>none</answer>"] * 8, run.config.reward))
     assert grpo.write_suspects(run) == 1
     (row,) = [json.loads(line) for line in (tmp_path / "run" / "suspects.jsonl").read_text().splitlines()]
     assert row["record_id"] == record.id
