@@ -64,6 +64,62 @@ class RunConfig:
         require(self.image_cache_mb >= 0, f"image_cache_mb: expected 0 or more, got {self.image_cache_mb}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(RunConfig):
+    """What every command that changes weights has in common."""
+
+    steps: int = 0
+    """Optimizer steps; 0 where `minutes` sets the length."""
+    minutes: float = 0.0
+    """Training time; its schedule follows the clock, so such a run cannot be repeated exactly. 0: `steps` counts."""
+    learning_rate: float = 1e-4
+    """Peak rate of AdamW."""
+    vision_lr: float = 1.0
+    """The vision tower's rate as a multiple of the others'; 0 leaves the tower as it is."""
+    vision_lr_early: float | None = None
+    """The multiple during `vision_early`, where it differs: a warmed tower wants to wait for the language model."""
+    vision_early: float = 0.0
+    """The first part of the run, as a fraction, in which `vision_lr_early` holds."""
+    warmup: float = 0.04
+    """Fraction of the run over which the rate rises from 0 to its peak."""
+    final_lr: float = 0.1
+    """What the rate falls to at the end, straight, as a fraction of its peak."""
+    weight_decay: float = 0.02
+    """Of weight matrices; norms, biases and embeddings are left out."""
+    beta2: float = 0.99
+    """AdamW's second decay."""
+    clip: float = 1.0
+    """The gradient's norm is cut to this."""
+    gradient_checkpointing: bool = False
+    """Save memory by computing activations again going backward."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 writes one only when the run is stopped."""
+    keep_checkpoints: int = 2
+    """Older ones are removed."""
+    resume: bool = False
+    """Go on from the last checkpoint in `run_dir`, or begin where there is none."""
+    stored_dtype: Literal["same", "bfloat16", "float16"] = "same"
+    """What the final model's weights are stored in."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            (self.steps > 0) != (self.minutes > 0) and min(self.steps, self.minutes) >= 0,
+            f"set either steps or minutes to more than 0, got steps={self.steps} and minutes={self.minutes:g}",
+        )
+        require(self.learning_rate > 0, f"learning_rate: expected more than 0, got {self.learning_rate:g}")
+        require(self.vision_lr >= 0, f"vision_lr: expected 0 or more, got {self.vision_lr:g}")
+        require((self.vision_lr_early or 0) >= 0, f"vision_lr_early: expected 0 or more, got {self.vision_lr_early}")
+        for name in ("vision_early", "warmup", "final_lr"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name}: expected a fraction from 0 to 1, got {value:g}")
+        require(0 <= self.beta2 < 1, f"beta2: expected 0 or more and less than 1, got {self.beta2:g}")
+        require(self.weight_decay >= 0, f"weight_decay: expected 0 or more, got {self.weight_decay:g}")
+        require(self.clip > 0, f"clip: expected more than 0, got {self.clip:g}")
+        require(self.checkpoint_every >= 0, f"checkpoint_every: expected 0 or more, got {self.checkpoint_every}")
+        require(self.keep_checkpoints >= 1, f"keep_checkpoints: expected 1 or more, got {self.keep_checkpoints}")
+
+
 def require(condition: bool, message: str) -> None:
     """Raise ConfigRefused with `message` unless `condition` holds."""
     if not condition:

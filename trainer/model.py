@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils.logging import disable_progress_bar
 
 from trainer.config import Refused
 from trainer.fast_vision import speed_up_vision
@@ -130,6 +132,7 @@ def load_screener(directory: Path, device: str = "auto", dtype: str = "auto") ->
     if not has_weights(directory):
         raise ModelRefused(f"{directory}: expected weights (*.safetensors)")
     place = resolve_device(device)
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # a run has its own line of progress
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(
             directory,
@@ -183,6 +186,7 @@ def save_screener(screener: Screener, directory: Path, stored_dtype: torch.dtype
     `stored_dtype` writes the weights in another type than they are computed in; the screener itself is not changed.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     model = screener.model
     if stored_dtype is not None and stored_dtype != model.dtype:
         model = copy.deepcopy(model).to(stored_dtype)
@@ -209,8 +213,8 @@ def _read_config(directory: Path) -> tuple[Any, Architecture]:
         raise ModelRefused(f"{path}: model_type {model_type!r} is not supported: expected {', '.join(Architecture)}")
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelRefused(f"{path}: {_one_line(error)}") from None
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise ModelRefused(f"{path}: {_last_line(error)}") from None
     _refuse_partial_attention(path, config.text_config)
     return config, Architecture(model_type)
 
@@ -270,3 +274,8 @@ def _image_processor(directory: Path, config: Any, architecture: Architecture) -
 
 def _one_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _last_line(error: Exception) -> str:
+    # A refused config names the class first and the fault last.
+    return str(error).strip().splitlines()[-1].strip()[:200] if str(error).strip() else type(error).__name__
