@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from trainer.config import Refused, require, settings_json
 from trainer.contract.answers import Answer
 from trainer.contract.dimensions import DIMENSIONS, Dimension, Polarity, Split
@@ -30,7 +28,7 @@ from trainer.endpoint import EndpointConfig, ask_endpoint
 from trainer.images import ImageStore
 from trainer.model import load_screener
 from trainer.progress import Progress
-from trainer.rollout import Sampling, generate
+from trainer.rollout import Sampling, choose_threads, generate
 from trainer.statistics import Interval, mean_interval
 
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions.jsonl"
@@ -84,7 +82,7 @@ class EvaluateConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What to compute in."""
     threads: int = 0
-    """Computing threads of torch; 0 leaves its choice."""
+    """Computing threads of torch; 0 takes one for a small model on a CPU, else torch's choice."""
     image_max_side: int | None = None
     """Longest image side in pixels, as it was in training."""
 
@@ -193,9 +191,8 @@ def answer_records(config: EvaluateConfig, records: Sequence[Record]) -> Iterato
 
 def _by_model(config: EvaluateConfig, records: Sequence[Record]) -> Iterator[str]:
     assert config.model_dir
-    if config.threads:
-        torch.set_num_threads(config.threads)
     screener = load_screener(config.model_dir, config.device, config.dtype)
+    choose_threads(screener, config.threads)
     store = ImageStore(screener, config.export_dir, config.image_max_side)
     sampling = Sampling(max_new_tokens=config.max_completion_length)
     for at in range(0, len(records), config.batch_records):

@@ -24,13 +24,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from trainer.chat import ApiError, ChatRequest, ChatRow, Limits, chat_row, cut_at_stop, read_request
 from trainer.config import ConfigRefused, require
 from trainer.data import batch_rows
 from trainer.model import Screener, load_screener
-from trainer.rollout import Wanted, Written, write_completions
+from trainer.rollout import Wanted, Written, choose_threads, write_completions
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +68,7 @@ class ServeConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What to compute in."""
     threads: int = 0
-    """Computing threads of torch; 0 leaves its choice."""
+    """Computing threads of torch; 0 takes one for a small model on a CPU, else torch's choice."""
 
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65535, f"port: expected 0 to 65535, got {self.port}")
@@ -112,9 +110,8 @@ def main(config: ServeConfig) -> None:
 
 def make_server(config: ServeConfig) -> Server:
     """A server that listens and does not answer yet. ModelRefused, or ConfigRefused where the port is taken."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     screener = load_screener(config.model_dir, config.device, config.dtype)
+    choose_threads(screener, config.threads)
     try:
         return Server(config, screener)
     except OSError as error:
