@@ -298,11 +298,7 @@ def learn(run: Run, records: list[Record], groups: list[list[Written]], advantag
                 per_token_RC = per_token_RC + config.beta * kl_RC
                 totals["kl"] += float((kl_RC.detach() * mask_RC).sum()) / whole["tokens"]
             loss = aggregate(
-                per_token_RC,
-                mask_RC,
-                config.loss_type,
-                max_completion_length=config.max_completion_length,
-                **whole,
+                per_token_RC, mask_RC, config.loss_type, max_completion_length=config.max_completion_length, **whole
             )
             loss.backward()  # type: ignore[no-untyped-call]
             totals["loss"] += float(loss.detach())

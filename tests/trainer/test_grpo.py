@@ -14,6 +14,7 @@ import torch
 from tests.trainer.conftest import make_screener
 from trainer import grpo
 from trainer.checkpoint import RunDirectory
+from trainer.config import ConfigRefused, load_config
 from trainer.contract.answers import format_completion
 from trainer.contract.dimensions import Dimension, Polarity, Split
 from trainer.contract.prompts import PromptKind
@@ -184,6 +185,13 @@ def test_suspect_labels_are_written_for_the_platform(export: Path, start: Path, 
     (row,) = [json.loads(line) for line in (tmp_path / "run" / "suspects.jsonl").read_text().splitlines()]
     assert row["record_id"] == record.id
     assert (row["model_answer"], row["share"]) == ("none", 1.0)
+
+
+@pytest.mark.parametrize("override", ["mining.ema=2", "reward.dpa=-1", "beta=-1", "num_generations=1", "top_p=0"])
+def test_wrong_settings_are_refused_by_name(override: str) -> None:
+    given = ["export_dir=e", "model_dir=m", "run_dir=r", "steps=1", override]
+    with pytest.raises(ConfigRefused, match=override.split("=")[0].split(".")[0]):
+        load_config(GRPOConfig, None, given)
 
 
 def test_a_run_directory_in_use_is_refused(export: Path, start: Path, tmp_path: Path) -> None:
