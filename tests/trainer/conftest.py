@@ -156,7 +156,8 @@ def make_export(tmp_path: Path) -> MakeExport:
     def make(samples: int = 8, rationales: bool = True, dimensions: tuple[Dimension, ...] = tuple(Dimension)) -> Path:
         stored = tmp_path / "stored"
         stored.mkdir(exist_ok=True)
-        rng, noise, records = np.random.default_rng(0), 0, []
+        records: list[Record] = []
+        rng, noise = np.random.default_rng(0), 0
         for number in range(samples):
             good = rng.random(4) < 0.5
             pictures = []

@@ -16,12 +16,12 @@ from trainer.optimization import clip_and_step, learning_rate_at, make_optimizer
 
 def settings(tmp_path: Path, **fields: object) -> TrainingConfig:
     given = {"export_dir": tmp_path / "export", "model_dir": tmp_path / "model", "run_dir": tmp_path / "run"}
-    return TrainingConfig(**{"steps": 10, **given, **fields})
+    return TrainingConfig(**{"steps": 10, **given, **fields})  # type: ignore[arg-type]
 
 
 def step(screener: Screener, optimizer: torch.optim.Optimizer) -> None:
     loss = sum(parameter.square().sum() for parameter in screener.model.parameters())
-    loss.backward()  # type: ignore[union-attr]
+    loss.backward()
     clip_and_step(optimizer, 1.0)
 
 

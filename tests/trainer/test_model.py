@@ -93,3 +93,9 @@ def test_a_new_tokenizer_writes_anything() -> None:
 def test_a_vocabulary_below_the_bytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match="vocab_size"):
         new_screener(model_directory(tmp_path, "qwen3_vl", vocab_size=100), TEXTS, seed=0)
+
+
+def test_a_chat_template_without_images_is_refused(any_screener: Screener) -> None:
+    any_screener.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
+    with pytest.raises(ModelRefused, match="chat template"):
+        question_ids(any_screener, prompts.ask(Dimension.PHYSICAL_SHADOW, Polarity.ACCEPTABLE, 4))
