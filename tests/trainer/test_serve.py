@@ -238,7 +238,7 @@ def test_a_taken_port_is_said_in_one_line(server: Server) -> None:
 
 def test_sigterm_stops_the_command_cleanly(server: Server) -> None:
     command = [sys.executable, "-m", "trainer", "serve", "--set", f"model_dir={server.config.model_dir}"]
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(
         [*command, "--set", "port=0", "--set", "device=cpu"],
         stdout=subprocess.PIPE,
         text=True,
