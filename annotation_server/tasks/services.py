@@ -153,8 +153,8 @@ _NOBODY = {"person": None, "lease_token": None, "lease_expires_at": None, "claim
 def fill_slot(task: Task, person: Person | None, lease_token: uuid.UUID | None) -> int | None:
     """Put a vote into a slot of the task and return the slot's id, or None when no slot is free any more.
 
-    The slot whose lease is `lease_token` is taken if it still is the person's; else any slot nobody holds. Call it in the
-    transaction that saves the vote. `person` is None for an import.
+    The slot whose lease is `lease_token` is taken if it still is the person's; else any slot nobody holds. Call it in
+    the transaction that saves the vote. `person` is None for an import.
     """
     if lease_token is not None:
         mine = Slot.objects.filter(task=task, person=person, lease_token=lease_token, state=Slot.State.CLAIMED)
