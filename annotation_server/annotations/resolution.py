@@ -26,7 +26,7 @@ _DECIDED_BY_SOMEBODY = (Resolution.Source.ADJUDICATION, Resolution.Source.REVIEW
 def agreed_answer(rule: str, votes: Sequence[Answer], candidate_count: int) -> Answer | None:
     """The answer of a complete set of votes under a rule, or None when they dispute.
 
-    Unanimity: every vote the same. Majority: a candidate is in by more than half of the votes; a tie on any of them (an even
+    Unanimity: every vote the same. Majority: a candidate is in by more than half of the votes; a tie on any (an even
     overlap) is a dispute, never a coin toss.
     """
     if rule == Project.ResolutionRule.UNANIMITY:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -119,8 +118,8 @@ def write_export(
 ) -> Manifest:
     """Write a complete export directory; nothing stands at `directory` unless all of it does.
 
-    `records` come in order of id; `image_source` maps a record's image path to a file holding those bytes, which is
-    linked where the disk allows, else copied. `extra_files` gets the manifest so far and returns further files.
+    `records` come in order of id; `image_source` maps a record's image path to a file holding those bytes, which
+    is copied. `extra_files` gets the manifest so far and returns further files.
     Raises ExportRefused when `directory` exists and is not empty, or an image's bytes are not what the record says.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -191,11 +190,10 @@ def _in_shards(records: Iterable[Record]) -> Iterator[Iterator[Record]]:
 def _place_image(source: Path, target: Path, sha256: str) -> dict[str, Any]:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        # A copy, not a link: what somebody does to an export must never reach the platform's own bytes.
+        shutil.copyfile(source, target)
     except FileNotFoundError:
         raise ExportRefused(f"{source}: the image of this record is gone from storage") from None
-    except OSError:
-        shutil.copyfile(source, target)
     entry = _entry(target)
     if entry["sha256"] != sha256:
         raise ExportRefused(f"{source}: the stored bytes are not those of sha256 {sha256}")
