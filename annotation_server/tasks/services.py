@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import IntegrityError, transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
+from django.db.models import BooleanField, Exists, OuterRef, Q, QuerySet, Subquery
+from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
 from annotation_server.accounts.models import Person
@@ -115,10 +116,14 @@ def _next_free(project: Project, person: Person, now: datetime) -> QuerySet[Slot
     another_of_mine = Slot.objects.filter(task=OuterRef("task"), person=person).exclude(pk=OuterRef("pk"))
     return (
         Slot.objects.select_for_update(skip_locked=True, of=("self",))
-        .filter(_free(now), ~Exists(another_of_mine), project=project, state__in=("open", "claimed"))
+        .filter(_IN_QUEUE, _free(now), ~Exists(another_of_mine), project=project)
         .order_by("-priority", "position", "ordinal")
         .values_list("pk", flat=True)[:1]
     )
+
+
+_IN_QUEUE = RawSQL("state IN ('open', 'claimed')", (), output_field=BooleanField())  # noqa: S611 - no input in it
+"""The condition of the index slot_queue in its own words: SQLite uses a partial index only where it meets them literally."""
 
 
 def _free(now: datetime) -> Q:

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from annotation_server.annotations.models import Annotation
 from annotation_server.tasks.models import Slot, Task
-from annotation_server.tasks.services import claim_next, extend_lease, release
+from annotation_server.tasks.services import _next_free, claim_next, extend_lease, release
 from tests.server.factories import annotate, make_member, make_project, make_sample, make_task
 
 pytestmark = pytest.mark.django_db
@@ -159,3 +159,13 @@ def test_sixteen_people_at_once_give_exactly_k_votes_each(overlap: int) -> None:
     pairs = Annotation.objects.values_list("task_id", "annotator_id")
     assert len(set(pairs)) == len(pairs)
     assert set(Task.objects.values_list("state", flat=True)) == {"resolved"}
+
+
+@pytest.mark.skipif(
+    connection.vendor != "sqlite", reason="PostgreSQL reads a table of one page whole, whatever its indexes"
+)
+def test_claiming_walks_the_queue_index_instead_of_sorting_the_table() -> None:
+    project = make_project()
+    plan = _next_free(project, make_member(project), timezone.now()).explain()
+    assert "slot_queue" in plan
+    assert "TEMP B-TREE" not in plan
