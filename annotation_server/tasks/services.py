@@ -122,8 +122,8 @@ def _next_free(project: Project, person: Person, now: datetime) -> QuerySet[Slot
     )
 
 
-_IN_QUEUE = RawSQL("state IN ('open', 'claimed')", (), output_field=BooleanField())  # noqa: S611 - no input in it
-"""The condition of the index slot_queue in its own words: SQLite uses a partial index only where it meets them literally."""
+_IN_QUEUE = RawSQL("state IN ('open', 'claimed')", (), output_field=BooleanField())
+"""The condition of the index slot_queue in its own words: SQLite uses a partial index only where it meets them."""
 
 
 def _free(now: datetime) -> Q:
