@@ -23,7 +23,7 @@ from trainer.contract.exports import ExportRefused, read_records
 from trainer.contract.prompts import Prompt, PromptKind
 from trainer.contract.records import Record, same_polarity
 from trainer.images import ImageTensor, image_grid, pixel_inputs
-from trainer.model import Architecture, Screener
+from trainer.model import Architecture, ModelRefused, Screener
 
 # Shapes: B prompts, P prompt tokens, 3 = time, row and column of a multimodal rope position.
 
@@ -224,7 +224,7 @@ def _rendered(key: _Key, count: int) -> tuple[list[str], str, str]:
     *pieces, tail = text.split(screener.image_placeholder)
     before, question, after = tail.partition(_QUESTION)
     if len(pieces) != count or not question:
-        raise ExportRefused("the model's chat template leaves out images or the question: it cannot be used")
+        raise ModelRefused("the model's chat template leaves out images or the question: it cannot be used")
     return pieces, before, after
 
 
