@@ -9,14 +9,8 @@ from django.utils.translation import gettext_lazy as _
 
 from annotation_server.accounts.models import Person
 from annotation_server.projects.models import Membership, Project
-from trainer.contract.dimensions import DIMENSIONS, Dimension
-
-DIMENSION_LABELS = {
-    Dimension.APPEARANCE_DEFORMATION: _("Appearance deformation"),
-    Dimension.PHYSICAL_SHADOW: _("Physical shadow"),
-    Dimension.PLACEMENT_LAYOUT: _("Placement and layout"),
-    Dimension.EXTENSION_RATIONALITY: _("Extension rationality"),
-}
+from annotation_server.projects.wording import DIMENSION_LABELS
+from trainer.contract.dimensions import DIMENSIONS
 
 
 class ProjectForm(forms.ModelForm[Project]):
