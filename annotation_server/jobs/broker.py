@@ -12,17 +12,27 @@ from kombu.exceptions import OperationalError
 
 logger = logging.getLogger(__name__)
 
-producer = Celery("winnow-server", set_as_current=False)
-producer.config_from_object("django.conf:settings", namespace="CELERY")
-# A person waits for the page that sends this: a broker that is down or silent may cost a second or two, not more.
-producer.conf.broker_transport_options = {
-    **settings.CELERY_BROKER_TRANSPORT_OPTIONS,
+# A person waits for the page that sends: a broker that is down or silent may cost a second or two, not more.
+IMPATIENT = {
     "socket_connect_timeout": 1.0,
     "socket_timeout": 1.0,
     "max_retries": 1,
     "interval_start": 0.0,
     "interval_max": 0.1,
 }
+
+
+def make_producer(broker_url: str) -> Celery:
+    app = Celery("winnow-server", set_as_current=False)
+    app.config_from_object("django.conf:settings", namespace="CELERY")
+    app.conf.update(
+        broker_url=broker_url,
+        broker_transport_options={**settings.CELERY_BROKER_TRANSPORT_OPTIONS, **IMPATIENT},
+    )
+    return app
+
+
+producer = make_producer(settings.CELERY_BROKER_URL)
 
 
 def send(kind: str, job_id: int) -> bool:
