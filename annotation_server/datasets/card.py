@@ -79,18 +79,14 @@ def _croissant(version: DatasetVersion, manifest: Manifest) -> dict[str, Any]:
         "identifier": manifest.version_id,
         **({"datePublished": f"{version.frozen_at:%Y-%m-%d}"} if version.frozen_at else {}),
         "distribution": [
-            *(
-                {
-                    "@type": "cr:FileObject",
-                    "@id": name,
-                    "name": name,
-                    "contentUrl": name,
-                    "contentSize": f"{manifest.files[name]['bytes']} B",
-                    "encodingFormat": "application/jsonlines",
-                    "sha256": manifest.files[name]["sha256"],
-                }
-                for name in manifest.record_files
-            ),
+            {
+                "@type": "cr:FileSet",
+                "@id": "record-files",
+                "name": "record-files",
+                "description": "Records in order of id, one JSON object per line.",
+                "encodingFormat": "application/jsonlines",
+                "includes": "records-*.jsonl",
+            },
             {
                 "@type": "cr:FileSet",
                 "@id": "images",
@@ -106,20 +102,20 @@ def _croissant(version: DatasetVersion, manifest: Manifest) -> dict[str, Any]:
                 "@id": "records",
                 "name": "records",
                 "key": {"@id": "records/id"},
-                "field": [_field(name, kind, what, manifest.record_files) for name, kind, what in _FIELDS],
+                "field": [_field(name, kind, what) for name, kind, what in _FIELDS],
             }
         ],
     }
 
 
-def _field(name: str, kind: str, what: str, files: list[str]) -> dict[str, Any]:
+def _field(name: str, kind: str, what: str) -> dict[str, Any]:
     field: dict[str, Any] = {
         "@type": "cr:Field",
         "@id": f"records/{name}",
         "name": name,
         "description": what,
         "dataType": kind,
-        "source": {"fileObject": {"@id": files[0]}, "extract": {"column": name}},
+        "source": {"fileSet": {"@id": "record-files"}, "extract": {"column": name}},
     }
     return field | ({"repeated": True} if name == "answer" else {})
 
