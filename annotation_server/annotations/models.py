@@ -59,16 +59,18 @@ class Annotation(models.Model):
 
         A VOTE fills a slot and decides the resolution. SURPLUS came after all slots were filled and counts nowhere.
         ADVICE comes from models: it never fills a slot; an automated one may resolve a task where the project says so.
+        A DECISION is an adjudicator's or reviewer's: it stands above votes and fills no slot.
         """
 
         VOTE = "vote"
         SURPLUS = "surplus"
         ADVICE = "advice"
+        DECISION = "decision"
 
     task = models.ForeignKey(Task, on_delete=models.CASCADE, related_name="annotations")
     annotator = models.ForeignKey(Annotator, on_delete=models.PROTECT, related_name="annotations")
     approach = models.CharField(max_length=13, choices=Approach)
-    standing = models.CharField(max_length=7, choices=Standing)
+    standing = models.CharField(max_length=8, choices=Standing)
     answer = AnswerField(help_text="Letters in the project's polarity; empty for none.")
     rationale = models.TextField(blank=True)
     prompt_version = models.CharField(max_length=40, blank=True, help_text="Empty where no prompt was involved.")
