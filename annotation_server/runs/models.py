@@ -124,7 +124,9 @@ class RunTask(models.Model):
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="run_tasks")
     chunk = models.ForeignKey(RunChunk, on_delete=models.CASCADE, related_name="run_tasks")
     task = models.ForeignKey(Task, on_delete=models.CASCADE, related_name="run_tasks")
-    given_answer = AnswerField(null=True, help_text="Answer-driven: the answer whose reasoning is wanted.")
+    given_answer = AnswerField(  # type: ignore[misc]  # the plugin reads null=True for its own fields only
+        null=True, help_text="Answer-driven: the answer whose reasoning is wanted."
+    )
     given_from = models.ForeignKey(
         Annotation, null=True, on_delete=models.SET_NULL, related_name="+",
         help_text="The vote the given answer was copied from; empty where it was gold or the resolution.",
