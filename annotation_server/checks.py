@@ -9,10 +9,23 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
+from annotation_server.settings import LOOPBACK_HOSTS
+
+
+# What Django's test client calls itself counts as this machine.
+LOCAL_NAMES = {*LOOPBACK_HOSTS, "::1", "testserver"}
+
+
+def names_of_the_network() -> set[str]:
+    return set(settings.ALLOWED_HOSTS) - LOCAL_NAMES
+
+
+def listens_beyond_loopback() -> bool:
+    return settings.BIND_ADDRESS not in LOCAL_NAMES
+
 
 def leaves_loopback() -> bool:
-    hosts = set(settings.ALLOWED_HOSTS) - {"127.0.0.1", "localhost", "[::1]", "testserver"}
-    return bool(hosts) or settings.BIND_ADDRESS not in ("127.0.0.1", "localhost", "::1")
+    return bool(names_of_the_network()) or listens_beyond_loopback()
 
 
 @register("winnow")
@@ -26,10 +39,11 @@ def check_settings_together(app_configs: Sequence[Any] | None, **kwargs: object)
                 id="winnow.E001",
             )
         )
-    if settings.BIND_ADDRESS not in settings.ALLOWED_HOSTS and settings.ALLOWED_HOSTS == settings.LOOPBACK_HOSTS:
+    if listens_beyond_loopback() and not names_of_the_network():
         found.append(
             Error(
-                f"BIND_ADDRESS={settings.BIND_ADDRESS} listens beyond this machine, and ALLOWED_HOSTS refuses every name but its own.",
+                f"BIND_ADDRESS={settings.BIND_ADDRESS} listens beyond this machine, "
+                "and ALLOWED_HOSTS refuses every name but its own.",
                 hint="Set ALLOWED_HOSTS to the names people will type, separated by commas.",
                 id="winnow.E002",
             )

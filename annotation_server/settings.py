@@ -63,7 +63,7 @@ def secret_key(home: Path) -> str:
         return given
     path = home / "secret_key"
     if not path.exists():
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Written aside and linked into place: of two processes that start together, both read the same whole key.
         aside = home / f".secret_key.{os.getpid()}"
         aside.touch(mode=0o600)
@@ -137,6 +137,8 @@ WEB_PROCESSES = env_int("WEB_PROCESSES", 2, 1, 64)
 WORKER_PROCESSES = env_int("WORKER_PROCESSES", 2, 1, 64)
 MODEL = env_choice("MODEL", "local", ("local", "none"))
 MODEL_PORT = env_int("MODEL_PORT", 8001, 1, 65535)
+# The demo's passwords are printed and well known: by default it is made only where nobody else can reach it.
+DEMO = env_bool("DEMO", not os.getenv("DATABASE_URL") and BIND_ADDRESS == "127.0.0.1")
 LOCAL_MODEL_URL = f"http://127.0.0.1:{MODEL_PORT}/v1"
 
 # Django
