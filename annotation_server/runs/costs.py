@@ -21,6 +21,6 @@ def cost_of(endpoint: Endpoint, input_tokens: int, output_tokens: int) -> Decima
 
 
 def most_a_call_costs(endpoint: Endpoint, candidates: int, max_tokens: int) -> Decimal:
-    """An upper estimate of one call about a task, in USD: square images at the endpoint's size, a reply of full length."""
+    """An upper estimate of one call about a task, in USD: square images at full size, a reply of full length."""
     per_image = max(1, endpoint.image_side**2 // _PIXELS_PER_TOKEN)
     return cost_of(endpoint, _QUESTION_TOKENS + (candidates + 1) * per_image, max_tokens)
