@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
+from django.utils import timezone
+
 from annotation_server.annotations.models import Annotation, Approach, GoldAnswer, Resolution
 from annotation_server.projects.models import Project
 from annotation_server.tasks.models import Slot, Task
@@ -24,8 +26,8 @@ _DECIDED_BY_SOMEBODY = (Resolution.Source.ADJUDICATION, Resolution.Source.REVIEW
 def agreed_answer(rule: str, votes: Sequence[Answer], candidate_count: int) -> Answer | None:
     """The answer of a complete set of votes under a rule, or None when they dispute.
 
-    Unanimity: every vote the same. Majority: a candidate is in by more than half of the votes; a tie on any candidate (an
-    even overlap) is a dispute, never a coin toss.
+    Unanimity: every vote the same. Majority: a candidate is in by more than half of the votes; a tie on any (an even
+    overlap) is a dispute, never a coin toss.
     """
     if rule == Project.ResolutionRule.UNANIMITY:
         return votes[0] if len(set(votes)) == 1 else None
@@ -67,7 +69,7 @@ def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None
         elif before is None:
             made.append(after)
         elif any(getattr(before, name) != getattr(after, name) for name in _DECIDED_FIELDS):
-            after.pk, after.created_at = before.pk, before.created_at
+            after.pk, after.updated_at = before.pk, timezone.now()
             changed.append(after)
         if task.state != state:
             task.state = state

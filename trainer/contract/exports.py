@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,8 @@ def write_export(
 ) -> Manifest:
     """Write a complete export directory; nothing stands at `directory` unless all of it does.
 
-    `records` come in order of id; `image_source` maps a record's image path to a file holding those bytes, which is
-    linked where the disk allows, else copied. `extra_files` gets the manifest so far and returns further files.
+    `records` come in order of id; `image_source` maps a record's image path to a file holding those bytes, which
+    is copied. `extra_files` gets the manifest so far and returns further files.
     Raises ExportRefused when `directory` exists and is not empty, or an image's bytes are not what the record says.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -153,29 +153,20 @@ def _write_files(
 ) -> Manifest:
     hasher = VersionHasher(polarity, prompt_versions)
     files: dict[str, dict[str, Any]] = {}
-    shard, shard_path = None, partial
     count = 0
-    try:
-        for record in records:
-            if count % RECORDS_PER_FILE == 0:
-                if shard:
-                    shard.close()
-                    files[shard_path.name] = _entry(shard_path)
-                shard_path = partial / f"records-{count // RECORDS_PER_FILE:05d}.jsonl"
-                shard = shard_path.open("w", encoding="utf-8")
-            assert shard is not None
-            shard.write(hasher.add(record) + "\n")
-            for image in record.images:
-                if image.path not in files:
-                    files[image.path] = _place_image(image_source(image.path), partial / image.path, image.sha256)
-            count += 1
-            on_record(count)
-    finally:
-        if shard:
-            shard.close()
+    for shard in _in_shards(records):
+        path = partial / f"records-{count // RECORDS_PER_FILE:05d}.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for record in shard:
+                file.write(hasher.add(record) + "\n")
+                for image in record.images:
+                    if image.path not in files:
+                        files[image.path] = _place_image(image_source(image.path), partial / image.path, image.sha256)
+                count += 1
+                on_record(count)
+        files[path.name] = _entry(path)
     if count == 0:
         raise ExportRefused("there is no record to export")
-    files[shard_path.name] = _entry(shard_path)
     manifest = Manifest(
         version_id=hasher.version_id(),
         polarity=polarity,
@@ -184,20 +175,25 @@ def _write_files(
         files=files,
         about=about,
     )
-    for path, content in extra_files(manifest).items():
-        (partial / path).write_bytes(content)
-        files[path] = _entry(partial / path)
+    for name, content in extra_files(manifest).items():
+        (partial / name).write_bytes(content)
+        files[name] = _entry(partial / name)
     return manifest
+
+
+def _in_shards(records: Iterable[Record]) -> Iterator[Iterator[Record]]:
+    rest = iter(records)
+    for first in rest:
+        yield chain([first], islice(rest, RECORDS_PER_FILE - 1))
 
 
 def _place_image(source: Path, target: Path, sha256: str) -> dict[str, Any]:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        # A copy, not a link: what somebody does to an export must never reach the platform's own bytes.
+        shutil.copyfile(source, target)
     except FileNotFoundError:
         raise ExportRefused(f"{source}: the image of this record is gone from storage") from None
-    except OSError:
-        shutil.copyfile(source, target)
     entry = _entry(target)
     if entry["sha256"] != sha256:
         raise ExportRefused(f"{source}: the stored bytes are not those of sha256 {sha256}")
