@@ -44,6 +44,7 @@ class Migration(migrations.Migration):
                 ('created_images', models.PositiveIntegerField(default=0)),
                 ('imported_annotations', models.PositiveIntegerField(default=0)),
                 ('gold_answers', models.PositiveIntegerField(default=0)),
+                ('notes', models.TextField(blank=True, help_text='What was done differently than one might expect, a line each.')),
                 ('error', models.TextField(blank=True)),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
                 ('finished_at', models.DateTimeField(null=True)),
