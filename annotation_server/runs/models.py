@@ -66,6 +66,9 @@ class Run(models.Model):
         CANCELLED = "cancelled"
         FAILED = "failed"
 
+    GOING = (State.WAITING, State.RUNNING)
+    LIVE = (State.WAITING, State.RUNNING, State.PAUSED)
+
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="runs")
     endpoint = models.ForeignKey(Endpoint, on_delete=models.PROTECT, related_name="runs")
     approach = models.CharField(max_length=13, choices=Approach)
@@ -102,6 +105,9 @@ class RunChunk(models.Model):
     input_tokens = models.PositiveBigIntegerField(default=0)
     output_tokens = models.PositiveBigIntegerField(default=0)
     cost_usd = models.DecimalField(max_digits=14, decimal_places=8, default=0)
+    reserved_usd = models.DecimalField(
+        max_digits=14, decimal_places=8, default=0, help_text="Estimated cost of the calls that are on their way."
+    )
 
     class Meta:
         constraints = (models.UniqueConstraint(name="chunk_ordinal_once_per_run", fields=("run", "ordinal")),)

@@ -104,6 +104,7 @@ class Migration(migrations.Migration):
                 ('input_tokens', models.PositiveBigIntegerField(default=0)),
                 ('output_tokens', models.PositiveBigIntegerField(default=0)),
                 ('cost_usd', models.DecimalField(decimal_places=8, default=0, max_digits=14)),
+                ('reserved_usd', models.DecimalField(decimal_places=8, default=0, help_text='Estimated cost of the calls that are on their way.', max_digits=14)),
                 ('run', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='chunks', to='runs.run')),
             ],
         ),
