@@ -12,7 +12,7 @@ admin.site.site_header = admin.site.site_title = "Winnow"
 
 
 @admin.register(Person)
-class PersonAdmin(UserAdmin[Person]):
+class PersonAdmin(UserAdmin):  # type: ignore[type-arg]  # no subscripts at run time
     list_display = ("username", "first_name", "last_name", "is_active", "is_superuser", "last_login")
     list_filter = ("is_active", "is_superuser")
     fieldsets = (
@@ -25,7 +25,7 @@ class PersonAdmin(UserAdmin[Person]):
 
 
 @admin.register(AuditEvent)
-class AuditEventAdmin(admin.ModelAdmin[AuditEvent]):
+class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # no subscripts at run time
     list_display = ("at", "person", "verb", "object_type", "object_id", "detail")
     list_filter = ("verb",)
     list_select_related = ("person",)

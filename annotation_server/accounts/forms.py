@@ -6,7 +6,7 @@ from django.utils.translation import gettext_lazy as _
 from annotation_server.accounts.models import ApiToken
 
 
-class TokenForm(forms.ModelForm[ApiToken]):
+class TokenForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts at run time
     class Meta:
         model = ApiToken
         fields = ("name",)

@@ -60,9 +60,7 @@ def revoke_token(*, person: Person, token_id: int) -> bool:
 def person_with_token(secret: str) -> Person | None:
     """Whose token this is, if anybody's who may still sign in."""
     token = (
-        ApiToken.objects.select_related("person")
-        .filter(token_sha256=_digest(secret), person__is_active=True)
-        .first()
+        ApiToken.objects.select_related("person").filter(token_sha256=_digest(secret), person__is_active=True).first()
     )
     if token is None:
         return None

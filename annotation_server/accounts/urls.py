@@ -11,9 +11,7 @@ urlpatterns = [
     path("sign-out", LogoutView.as_view(next_page="accounts:sign_in"), name="sign_out"),
     path(
         "password",
-        PasswordChangeView.as_view(
-            template_name="accounts/password.html", success_url=reverse_lazy("accounts:tokens")
-        ),
+        PasswordChangeView.as_view(template_name="accounts/password.html", success_url=reverse_lazy("accounts:tokens")),
         name="password",
     ),
     path("tokens", views.tokens, name="tokens"),

@@ -21,7 +21,6 @@ MAX_RATIONALE = 20_000
 class JudgementForm(forms.Form):
     """Letters or none, and why. Sent again with the same key it changes nothing."""
 
-    letters = forms.MultipleChoiceField(required=False)
     none = forms.BooleanField(required=False)
     rationale = forms.CharField(required=False, max_length=MAX_RATIONALE)
     idempotency_key = forms.CharField(max_length=80)
@@ -29,9 +28,8 @@ class JudgementForm(forms.Form):
     def __init__(self, *args: Any, task: Task, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.task = task
-        field = self.fields["letters"]
-        assert isinstance(field, forms.MultipleChoiceField)
-        field.choices = [(letter, letter) for letter in letters(task.candidate_count)]
+        choices = [(letter, letter) for letter in letters(task.candidate_count)]
+        self.fields["letters"] = forms.MultipleChoiceField(required=False, choices=choices)
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
@@ -47,7 +45,7 @@ class JudgementForm(forms.Form):
     @property
     def chosen(self) -> list[str]:
         """The letters ticked so far, for showing a refused form again."""
-        return list(self.data.getlist("letters")) if self.is_bound else []
+        return list(self["letters"].value() or [])
 
     def answer(self) -> Answer:
         return frozenset(self.cleaned_data["letters"])

@@ -54,16 +54,18 @@ def pictures_of(sample: Sample) -> list[Picture]:
 def progress(project: Project) -> list[DimensionProgress]:
     """Per dimension of the project (and any it once had), in two aggregate queries."""
     found = {name: DimensionProgress(name) for name in project.dimensions}
-    for row in project.tasks.values("dimension", "state").annotate(number=Count("pk")).order_by():
-        line = found.setdefault(row["dimension"], DimensionProgress(row["dimension"]))
-        line.tasks += row["number"]
-        if row["state"] == Task.State.RESOLVED:
-            line.resolved = row["number"]
-        elif row["state"] == Task.State.DISPUTED:
-            line.disputed = row["number"]
+    states = project.tasks.values_list("dimension", "state").annotate(number=Count("pk")).order_by()
+    for dimension, state, number in states:
+        line = found.setdefault(dimension, DimensionProgress(dimension))
+        line.tasks += number
+        if state == Task.State.RESOLVED:
+            line.resolved = number
+        elif state == Task.State.DISPUTED:
+            line.disputed = number
     counted = Annotation.objects.filter(task__project=project).exclude(standing=Annotation.Standing.SURPLUS)
-    for row in counted.values("task__dimension", "approach").annotate(number=Count("pk")).order_by():
-        found[row["task__dimension"]].annotations[row["approach"]] = row["number"]
+    approaches = counted.values_list("task__dimension", "approach").annotate(number=Count("pk")).order_by()
+    for dimension, approach, number in approaches:
+        found[dimension].annotations[approach] = number
     return list(found.values())
 
 

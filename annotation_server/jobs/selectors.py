@@ -24,3 +24,8 @@ def due_job_ids() -> QuerySet[Job, int]:
     """Jobs a worker could claim now, the longest due first."""
     due = Job.objects.filter(state=Job.State.QUEUED, due_at__lte=timezone.now())
     return due.order_by("due_at", "pk").values_list("pk", flat=True)
+
+
+def newest_jobs(number: int) -> QuerySet[Job]:
+    """For the administrators' page."""
+    return Job.objects.order_by("-pk")[:number]

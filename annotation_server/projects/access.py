@@ -1,6 +1,6 @@
 """Who may do what in a project: one table, and the one door that pages and API go through.
 
-Not here: blindness, which depends on the task (annotations/selectors.py); the administrator's own pages (Django's admin).
+Not here: blindness, which depends on the task (annotations/selectors.py); managing people (Django's admin).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from annotation_server.projects.wording import DIMENSION_LABELS
 from trainer.contract.dimensions import DIMENSIONS
 
 
-class ProjectForm(forms.ModelForm[Project]):
+class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts at run time
     """What a manager sets. `cleaned_data` goes to the services, which save; this form never does."""
 
     dimensions = forms.MultipleChoiceField(

@@ -74,9 +74,7 @@ def members(request: AuthenticatedRequest, slug: str) -> HttpResponse:
     access = access_to(request.user, slug, Capability.MANAGE)
     form = MemberForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
-        set_member(
-            person=request.user, project=access.project, member=form.member, role=form.cleaned_data["role"]
-        )
+        set_member(person=request.user, project=access.project, member=form.member, role=form.cleaned_data["role"])
         return redirect("projects:members", slug)
     return render(
         request,

@@ -14,7 +14,7 @@ from annotation_server.runs.models import Endpoint
 from annotation_server.runs.selection import Wanted
 
 
-class EndpointForm(forms.ModelForm[Endpoint]):
+class EndpointForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts at run time
     """A new endpoint. The services make and check the row; the key itself never passes through here."""
 
     class Meta:
@@ -48,7 +48,7 @@ class EndpointForm(forms.ModelForm[Endpoint]):
 class RunForm(forms.Form):
     """What a run is to do."""
 
-    endpoint = forms.ModelChoiceField(label=_("Endpoint"), queryset=Endpoint.objects.none(), empty_label=None)
+    endpoint = forms.ModelChoiceField(label=_("Endpoint"), queryset=Endpoint.objects.order_by("name"), empty_label=None)
     approach = forms.ChoiceField(
         label=_("Approach"),
         choices=[
@@ -57,9 +57,6 @@ class RunForm(forms.Form):
         ],
         widget=forms.RadioSelect,
         initial=Approach.AUTOMATED.value,
-    )
-    dimensions = forms.MultipleChoiceField(
-        label=_("Dimensions"), required=False, widget=forms.CheckboxSelectMultiple, help_text=_("None ticked: all.")
     )
     resolved_too = forms.BooleanField(
         label=_("Also tasks that have an answer"), required=False, help_text=_("Automated: to compare with it.")
@@ -82,11 +79,14 @@ class RunForm(forms.Form):
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.project = project
-        endpoint, dimensions = self.fields["endpoint"], self.fields["dimensions"]
-        assert isinstance(endpoint, forms.ModelChoiceField)
-        assert isinstance(dimensions, forms.MultipleChoiceField)
-        endpoint.queryset = Endpoint.objects.order_by("name")
-        dimensions.choices = [(name.value, DIMENSION_LABELS[name]) for name in project.judged]
+        self.fields["dimensions"] = forms.MultipleChoiceField(
+            label=_("Dimensions"),
+            choices=[(name.value, DIMENSION_LABELS[name]) for name in project.judged],
+            required=False,
+            widget=forms.CheckboxSelectMultiple,
+            help_text=_("None ticked: all."),
+        )
+        self.order_fields(["endpoint", "approach", "dimensions"])
 
     def wanted(self) -> Wanted:
         return Wanted(

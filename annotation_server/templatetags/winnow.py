@@ -23,7 +23,7 @@ def dimension_hint(name: str) -> Promise:
 
 @register.filter
 def answer_text(answer: Answer) -> str:
-    """"A, C", or the word for nothing."""
+    """ "A, C", or the word for nothing."""
     return ", ".join(sorted(answer)) or _("none")
 
 

@@ -32,7 +32,7 @@ def task_list(request: AuthenticatedRequest, slug: str) -> HttpResponse:
     page = rows[:PAGE_ROWS]
     next_page = QueryDict(mutable=True)
     if len(rows) > PAGE_ROWS:
-        next_page.update({**filters, "after": page[-1].task.pk})
+        next_page.update({**filters, "after": str(page[-1].task.pk)})
     context = {"access": access, "form": form, "rows": page, "filters": filters, "next_page": next_page.urlencode()}
     return render(request, "annotations/tasks.html", context)
 
