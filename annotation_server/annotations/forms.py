@@ -36,9 +36,10 @@ class JudgementForm(forms.Form):
         if "letters" in self.errors:
             return cleaned
         # An untouched form must not pass as "none": that is an answer, and has to be given.
-        if not cleaned["letters"] and not cleaned.get("none"):
+        chosen, none = bool(cleaned["letters"]), cleaned["none"]
+        if not chosen and not none:
             self.add_error("letters", _("Choose one or more candidates, or “none”."))
-        if cleaned["letters"] and cleaned.get("none"):
+        elif chosen and none:
             self.add_error("letters", _("“None” and letters exclude each other."))
         return cleaned
 

@@ -17,6 +17,10 @@ from annotation_server.runs.selection import Wanted
 class EndpointForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts at run time
     """A new endpoint. The services make and check the row; the key itself never passes through here."""
 
+    base_url = forms.URLField(
+        label=_("Base URL"), max_length=500, assume_scheme="https", help_text=_("Up to and including /v1.")
+    )
+
     class Meta:
         model = Endpoint
         fields = (
@@ -32,7 +36,6 @@ class EndpointForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts 
             "caveat",
         )
         labels = {  # noqa: RUF012 - Django reads it, nobody writes it
-            "base_url": _("Base URL"),
             "api_key_env": _("Environment variable with the key"),
             "input_price": _("Price of input"),
             "output_price": _("Price of output"),

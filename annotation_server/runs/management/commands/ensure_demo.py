@@ -28,10 +28,11 @@ SLUG = "demo"
 PASSWORD = "demo"  # noqa: S105 - meant to be known: demo homes listen on the loopback address only
 PEOPLE = {"manager": Membership.Role.MANAGER, "annotator": Membership.Role.ANNOTATOR}
 CAVEAT = "Knows drawn scenes only."
-GUIDELINES = """These scenes are drawn by Winnow itself. The original shows a product on a plain ground; each candidate is
-meant to show the same product in a new scene. Judge one dimension at a time and leave the others aside.
-
-Compare with the original before you decide: some defects show only there."""
+GUIDELINES = (
+    "These scenes are drawn by Winnow itself. The original shows a product on a plain ground; each candidate is meant "
+    "to show the same product in a new scene. Judge one dimension at a time and leave the others aside.\n\n"
+    "Compare with the original before you decide: some defects show only there."
+)
 
 
 class Command(BaseCommand):
