@@ -42,7 +42,6 @@ def image_response(found: Image) -> HttpResponseBase:
     except FileNotFoundError:
         raise Http404 from None  # taken down since the row was read
     response = FileResponse(stored, content_type=CONTENT_TYPES[found.extension])
-    response["Content-Length"] = str(found.size)
     # Its address is its content, so it never changes; private, because a shared cache does not know the members.
     response["Cache-Control"] = "private, max-age=31536000, immutable"
     response["Content-Security-Policy"] = IMAGE_POLICY
