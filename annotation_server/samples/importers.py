@@ -215,7 +215,9 @@ def _parse(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        raise _FieldRefused(f"not JSON ({error.msg} at character {error.colno}): expected one object per line") from None
+        raise _FieldRefused(
+            f"not JSON ({error.msg} at character {error.colno}): expected one object per line"
+        ) from None
     except RecursionError:
         raise _FieldRefused("not JSON that can be read: nested too deeply") from None
     if not isinstance(row, dict):
@@ -277,7 +279,9 @@ def _dimensions(row: dict[str, Any], asked: tuple[str, ...]) -> tuple[str, ...]:
     for name in given:
         _known_dimension(name, "dimensions")
         if name not in asked:
-            raise _FieldRefused(f"field 'dimensions': this project does not ask {name!r}: expected some of {_or(asked)}")
+            raise _FieldRefused(
+                f"field 'dimensions': this project does not ask {name!r}: expected some of {_or(asked)}"
+            )
     if not given or len(set(given)) != len(given):
         raise _FieldRefused("field 'dimensions': expected at least one dimension, each once")
     return tuple(given)
@@ -294,7 +298,9 @@ def _answers(row: dict[str, Any], name: str, dimensions: tuple[str, ...], count:
     for dimension, given in _optional(row, name).items():
         _known_dimension(dimension, name)
         if dimension not in dimensions:
-            raise _FieldRefused(f"field '{name}': {dimension!r} is not asked of this sample: expected {_or(dimensions)}")
+            raise _FieldRefused(
+                f"field '{name}': {dimension!r} is not asked of this sample: expected {_or(dimensions)}"
+            )
         if not isinstance(given, list):
             raise _FieldRefused(f"field '{name}.{dimension}': expected a list of letters, found {_kind(given)}")
         for letter in given:

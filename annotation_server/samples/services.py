@@ -70,7 +70,9 @@ def start_import(project: Project, source: str, name: str, person: Person | None
     return batch
 
 
-def store_images(wanted: Mapping[str, tuple[str, str]], mistakes: Mistakes, on_progress: OnProgress) -> dict[str, StoredImage]:
+def store_images(
+    wanted: Mapping[str, tuple[str, str]], mistakes: Mistakes, on_progress: OnProgress
+) -> dict[str, StoredImage]:
     """Verify the files in `wanted` (path → row and field that name it) and store their bytes; what is refused goes to `mistakes`.
 
     Files whose bytes were imported before are recognised by their hash and not decoded again, so that a second import,
@@ -87,7 +89,9 @@ def store_images(wanted: Mapping[str, tuple[str, str]], mistakes: Mistakes, on_p
             for path, source_sha256 in hashes.items():
                 image = known.get(source_sha256 or "")
                 if image and image.withdrawn_at:
-                    mistakes.add(_place(wanted[path]), f"{path}: this image was withdrawn on {image.withdrawn_at:%Y-%m-%d}")
+                    mistakes.add(
+                        _place(wanted[path]), f"{path}: this image was withdrawn on {image.withdrawn_at:%Y-%m-%d}"
+                    )
                 elif image and storage.exists(image.path):
                     stored[path] = _from_row(image)
                 else:
