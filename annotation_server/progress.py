@@ -1,4 +1,4 @@
-"""What a command that takes a while prints about it, on stderr: one line that moves in a terminal, few lines in a log."""
+"""What a command that takes a while prints on stderr: one line that moves in a terminal, few lines in a log."""
 
 from __future__ import annotations
 

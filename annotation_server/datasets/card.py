@@ -49,7 +49,8 @@ def _card(version: DatasetVersion, manifest: Manifest) -> str:
 Version `{manifest.version_id}`, frozen{frozen} by Winnow: {records} records about {summary["originals"]} originals.
 
 A record is one original image with its candidates (images generated from it, lettered from A), judged on one dimension.
-Its answer lists {_LISTS[manifest.polarity]}; the list may be empty. `docs/export-format.md` of Winnow describes every field.
+Its answer lists {_LISTS[manifest.polarity]}; the list may be empty.
+`docs/export-format.md` of Winnow describes every field.
 
 {_table("split", manifest.splits)}
 {_table("dimension", summary["dimensions"])}

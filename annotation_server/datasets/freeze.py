@@ -99,7 +99,7 @@ class Tally:
 
 
 def records_in_order(version: DatasetVersion, tally: Tally) -> Iterator[tuple[Record, int]]:
-    """(record, how many there will be) of every resolved task in order of id, counted in `tally`. Call it in `one_view`.
+    """(record, how many there will be) of every resolved task by id, counted in `tally`. Call it in `one_view`.
 
     A task resolved so late that its original has no side yet belongs to the next version.
     """

@@ -132,7 +132,7 @@ def start_export(version: DatasetVersion, person: Person | None, form: str = "na
 
 
 def export_version(export: Export, on_progress: OnProgress = _quiet) -> Path:
-    """Write the export's directory, whole or not at all. Done already: nothing. Raises ExportFailed, also kept in it."""
+    """Write the export's directory, whole or not at all. Done already: nothing. Raises ExportFailed, also kept."""
     export.refresh_from_db()
     directory = Path(export.directory)
     if export.state == Export.State.DONE:

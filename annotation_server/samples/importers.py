@@ -2,7 +2,7 @@
 
 Every mistake becomes one line that names file, row and field and says what was expected; all of them are collected
 before anybody is told. The formats stand in docs/import-format.md.
-Not here: looking into the images (services.py), comparing with what is there already and writing (annotations/imports.py).
+Not here: looking into the images (services.py), comparing with what is there and writing (annotations/imports.py).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def _split(row: SampleRow) -> list[SampleRow]:
             rationales={},
             gold={dimension: _within(answer, start, end) for dimension, answer in row.gold.items()},
         )
-        for number, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False), start=1)
+        for number, (start, end) in enumerate(pairwise(bounds), start=1)
     ]
 
 

@@ -73,7 +73,7 @@ def start_import(project: Project, source: str, name: str, person: Person | None
 def store_images(
     wanted: Mapping[str, tuple[str, str]], mistakes: Mistakes, on_progress: OnProgress
 ) -> dict[str, StoredImage]:
-    """Verify the files in `wanted` (path → row and field that name it) and store their bytes; what is refused goes to `mistakes`.
+    """Verify files and store their bytes. `wanted`: path → row and field that name it; `mistakes` gets what is refused.
 
     Files whose bytes were imported before are recognised by their hash and not decoded again, so that a second import,
     or one resumed after a kill, only reads. Threads, because decoding and hashing run outside the interpreter's lock
