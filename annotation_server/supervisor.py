@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,12 +87,9 @@ class Child:
     def signal_group(self, number: signal.Signals) -> None:
         """Everything in the child's group: after a kill, its own children may still hold its port."""
         if self.process is not None:
-            try:
+            # Nobody may be left in it; PermissionError is what macOS says of a group of zombies.
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, number)
-            except ProcessLookupError:
-                pass  # nobody is left in it
-            except PermissionError:
-                pass  # what macOS says of a group of zombies
 
     def last_words(self) -> str:
         try:
@@ -182,10 +180,8 @@ class Supervisor:
         """Those that left their group: as the subreaper we are their parent now, so none can hide."""
         while below := processes_below(os.getpid()):
             for pid in below:
-                try:
+                with suppress(ProcessLookupError):  # it may have ended by itself
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass  # it ended by itself
             self.reap_orphans()
             time.sleep(0.02)
 
@@ -196,7 +192,5 @@ class Supervisor:
         ours = {child.process.pid for child in self.children if child.process is not None}
         for pid in processes_below(os.getpid()):
             if pid not in ours:
-                try:
+                with suppress(ChildProcessError):  # a grandchild whose own parent lives
                     os.waitpid(pid, os.WNOHANG)
-                except ChildProcessError:
-                    pass  # a grandchild whose own parent lives

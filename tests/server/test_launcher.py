@@ -1,4 +1,4 @@
-"""`make run`'s launcher, with real processes: it serves, restarts what dies, refuses to start twice, leaves nothing behind."""
+"""The launcher, with real processes: it serves, restarts what dies, does not start twice, leaves nothing behind."""
 
 import os
 import signal
