@@ -12,8 +12,8 @@ from annotation_server.datasets.card import extra_files
 from annotation_server.datasets.models import DatasetVersion
 from annotation_server.datasets.selectors import withdrawn_images
 from annotation_server.datasets.stored import StoredRecordsDamaged, stored_records
+from annotation_server.progress import OnProgress
 from annotation_server.samples import storage
-from annotation_server.samples.importers import OnProgress
 from trainer.contract.dimensions import Polarity
 from trainer.contract.exports import ExportRefused, write_export
 

@@ -19,7 +19,7 @@ from django.db.models import Exists, OuterRef, QuerySet
 from annotation_server.annotations.models import Resolution
 from annotation_server.datasets.models import DatasetVersion, Split
 from annotation_server.datasets.splits import sides
-from annotation_server.samples.importers import OnProgress
+from annotation_server.progress import OnProgress
 from annotation_server.samples.models import Candidate, Image
 from annotation_server.tasks.models import Task
 from trainer.contract.dimensions import AnswerSource, Approach, Dimension, Polarity

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -359,7 +359,3 @@ def _holds_nul(value: object) -> bool:
             return any(_holds_nul(key) or _holds_nul(part) for key, part in value.items())
         case _:
             return False
-
-
-OnProgress = Callable[[int, int, str], None]
-"""Told (done, total, what is being done); total is 0 while unknown."""

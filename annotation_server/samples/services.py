@@ -21,10 +21,11 @@ from django.db.models import F
 from annotation_server.accounts.models import Person
 from annotation_server.jobs.models import JobKind
 from annotation_server.jobs.services import enqueue
+from annotation_server.progress import OnProgress
 from annotation_server.projects.models import Project
 from annotation_server.samples import selectors, storage
 from annotation_server.samples.images import MAX_BYTES, ImageRefused, clean
-from annotation_server.samples.importers import Mistakes, OnProgress
+from annotation_server.samples.importers import Mistakes
 from annotation_server.samples.models import Candidate, Image, ImportBatch, Sample
 from trainer.contract.dimensions import LETTERS
 

@@ -131,7 +131,8 @@ def write_export(
         manifest = _write_files(
             partial, records, polarity, prompt_versions, image_source, about, extra_files, on_record
         )
-        (partial / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n")
+        told = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False)
+        (partial / MANIFEST).write_text(f"{told}\n", encoding="utf-8")
         if directory.exists():
             directory.rmdir()
         partial.rename(directory)
