@@ -44,7 +44,11 @@ def draw_files(directory: Path, count: int = 5) -> list[str]:
 
 def row(external_id: str = "bottle", **fields: Any) -> dict[str, Any]:
     """A row that is right about the files of draw_files."""
-    return {"external_id": external_id, "original": "0.png", "candidates": ["1.png", "2.png", "3.png", "4.png"]} | fields
+    return {
+        "external_id": external_id,
+        "original": "0.png",
+        "candidates": ["1.png", "2.png", "3.png", "4.png"],
+    } | fields
 
 
 def write_rows(directory: Path, *rows: dict[str, Any]) -> Path:

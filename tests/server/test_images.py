@@ -30,7 +30,9 @@ def upright(content: bytes) -> Image.Image:
 
 def same_pixels(one: bytes, other: bytes) -> bool:
     first, second = upright(one), upright(other)
-    return first.size == second.size and first.mode == second.mode and not ImageChops.difference(first, second).getbbox()
+    return (
+        first.size == second.size and first.mode == second.mode and not ImageChops.difference(first, second).getbbox()
+    )
 
 
 def secret_exif(orientation: int = 1) -> Image.Exif:
