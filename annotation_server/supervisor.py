@@ -125,6 +125,8 @@ class Supervisor:
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.children: list[Child] = []
+        self.reap_until = 0.0
+        """Looking for orphans reads all of /proc: only for a while after a death, which is when there are some."""
         if on_linux():
             prctl(PR_SET_CHILD_SUBREAPER, 1)
 
@@ -151,6 +153,8 @@ class Supervisor:
             how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
             self.say(f"{child.name} {how}; starting it again in {wait:g} s. Its last line in {child.log}:")
             self.say(f"  {child.last_words() or '(nothing)'}")
+            self.reap_until = now + 5.0
+        if time.monotonic() < self.reap_until:
             self.reap_orphans()
 
     def stop(self) -> None:
