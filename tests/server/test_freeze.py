@@ -15,7 +15,7 @@ from annotation_server.annotations.services import add_gold, model_annotator
 from annotation_server.datasets.freeze import from_aside, one_view
 from annotation_server.datasets.models import DatasetVersion, Split, SplitAssignment
 from annotation_server.datasets.services import FreezeRefused, create_version, freeze_version, start_freeze
-from annotation_server.datasets.splits import side_by_content
+from annotation_server.datasets.splits import assign_sides, side_by_content, sides
 from annotation_server.datasets.stored import stored_name, stored_records
 from annotation_server.jobs.models import Job, JobKind
 from annotation_server.projects.models import Project
@@ -200,6 +200,14 @@ def test_originals_with_gold_never_enter_train_and_leave_it(tmp_path: Path) -> N
     assert version.splits == {"test": 2, "train": 9}
     assert {r.sample_id for r in stored_records(version) if r.split == "test"} == {"3", "gold"}
     assert SplitAssignment.objects.filter(split=Split.TEST).count() == 2
+
+
+def test_gold_that_arrives_while_freezing_is_out_of_train_already(tmp_path: Path) -> None:
+    project = make_resolved_project(tmp_path, row("bottle"), test_share=0, validation_share=0)
+    assign_sides(project)
+    add_gold({project.tasks.get(): frozenset("A")})
+
+    assert list(sides(project).values()) == [Split.TEST]
 
 
 def test_gold_on_another_sample_of_the_original_counts(tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ def same_pixels(one: bytes, other: bytes) -> bool:
     )
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def secret_exif(orientation: int = 1) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -143,6 +147,22 @@ def test_a_truncated_jpeg_is_told_so() -> None:
         cleaned(encoded("JPEG")[:-10])
 
 
+def test_pixels_that_end_early_in_a_whole_file_are_refused() -> None:
+    def cut_pixels(whole: bytes) -> bytes:
+        start = whole.index(b"IDAT")
+        length = int.from_bytes(whole[start - 4 : start], "big")
+        return (
+            whole[: start - 4]
+            + png_chunk(b"IDAT", whole[start + 4 : start + 4 + length // 2])
+            + png_chunk(b"IEND", b"")
+        )
+
+    whole = encoded("PNG", Image.effect_noise((40, 40), 50))
+
+    with pytest.raises(ImageRefused, match="the PNG image cannot be decoded"):
+        cleaned(cut_pixels(whole))
+
+
 @given(form=st.sampled_from(FORMS), damage=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4))
 @settings(deadline=None, max_examples=200)
 def test_a_damaged_image_is_refused_or_read_and_never_crashes(form: str, damage: list[tuple[int, int]]) -> None:
@@ -181,11 +201,8 @@ def test_it_refuses(received: bytes, why: str) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
-    bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100_000)) + chunk(b"IEND", b"")
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0" * 100_000)) + png_chunk(b"IEND", b"")
 
     with pytest.raises(ImageRefused, match="100000 × 100000 pixels"):
         cleaned(bomb)
