@@ -65,7 +65,11 @@ Rights in the images are those of their sources, and are not stated here.
 
 
 def _table(head: str, counts: Mapping[str, int]) -> str:
-    lines = [f"| {head} | records |", "| --- | --- |", *(f"| {name} | {count} |" for name, count in counts.items())]
+    lines = [
+        f"| {head} | records |",
+        "| --- | --- |",
+        *(f"| {name} | {count} |" for name, count in sorted(counts.items())),
+    ]
     return "\n".join(lines) + "\n"
 
 
