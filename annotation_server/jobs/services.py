@@ -167,12 +167,13 @@ def cancel(job: Job) -> bool:
 
 def reconcile() -> Reconciled:
     """One pass: take back jobs whose worker fell silent, and wake a worker for those that wait unclaimed."""
+    taken_back, given_up = take_back_silent()
+    return Reconciled(sent=_send_waiting(timezone.now()), taken_back=taken_back, given_up=given_up)
+
+
+def take_back_silent() -> tuple[int, int]:
+    """Queue jobs again whose lease ran out, or fail those that are out of tries. Returns how many of each."""
     now = timezone.now()
-    taken_back, given_up = _take_back(now)
-    return Reconciled(sent=_send_waiting(now), taken_back=taken_back, given_up=given_up)
-
-
-def _take_back(now: datetime) -> tuple[int, int]:
     taken_back = given_up = 0
     silent = Job.objects.filter(state=Job.State.RUNNING, lease_expires_at__lt=now).order_by("pk")[:_PER_PASS]
     for job in silent:
