@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from django.db import IntegrityError, transaction
-from django.db.models import Case, F, Q, QuerySet, Value, When
+from django.db.models import Case, F, PositiveIntegerField, Q, QuerySet, Value, When
 from django.dispatch import Signal
 from django.utils import timezone
 
@@ -121,7 +121,9 @@ def progress(job_id: int, token: uuid.UUID, *, done: int, total: int, message: s
     """
     return bool(
         _held(job_id, token).update(
-            tries=Case(When(progress_done__lt=done, then=Value(1)), default=F("tries")),
+            tries=Case(
+                When(progress_done__lt=done, then=Value(1)), default=F("tries"), output_field=PositiveIntegerField()
+            ),
             progress_done=done,
             progress_total=total,
             message=message[:500],
