@@ -70,9 +70,10 @@ def test_sqlite_serves_a_team() -> None:
     assert options["transaction_mode"] == "IMMEDIATE"
     assert "journal_mode=WAL" in options["init_command"]
     assert "synchronous=NORMAL" in options["init_command"]
-    assert "ATOMIC_REQUESTS" not in module.database("sqlite:////x/y.sqlite3") or not module.database(
-        "sqlite:////x/y.sqlite3"
-    )["ATOMIC_REQUESTS"]
+    assert (
+        "ATOMIC_REQUESTS" not in module.database("sqlite:////x/y.sqlite3")
+        or not module.database("sqlite:////x/y.sqlite3")["ATOMIC_REQUESTS"]
+    )
 
 
 def test_a_long_home_gets_a_short_socket() -> None:
@@ -83,7 +84,9 @@ def test_a_long_home_gets_a_short_socket() -> None:
 
 def test_a_home_with_odd_characters_keeps_its_paths(tmp_path: Path) -> None:
     home = tmp_path / "a #b %20c"
-    done = run_settings(tmp_path, "print(s.DATABASES['default']['NAME'], s.STORAGE_ROOT, sep='|')", WINNOW_HOME=str(home))
+    done = run_settings(
+        tmp_path, "print(s.DATABASES['default']['NAME'], s.STORAGE_ROOT, sep='|')", WINNOW_HOME=str(home)
+    )
     assert done.stdout.strip() == f"{home}/winnow.sqlite3|{home}/storage"
 
 

@@ -1,8 +1,7 @@
-"""What the workers' tests stand on: a fake endpoint, a queue server, real workers and a scheduler, all real processes."""
+"""What the workers' tests stand on: a fake endpoint, a queue server, workers and a scheduler, all real processes."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -10,12 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx2
 import pytest
 from django.conf import settings
 from django.db import connection
@@ -39,15 +38,11 @@ class FakeEndpoint:
         self.base = f"http://127.0.0.1:{int(self.process.stdout.readline())}"
 
     def control(self, **told: Any) -> None:
-        request = urllib.request.Request(
-            f"{self.base}/control", json.dumps(told).encode(), {"Content-Type": "application/json"}
-        )
-        urllib.request.urlopen(request).close()
+        httpx2.post(f"{self.base}/control", json=told).raise_for_status()
 
     def seen(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.base}/charges") as response:
-            seen: dict[str, Any] = json.load(response)
-            return seen
+        seen: dict[str, Any] = httpx2.get(f"{self.base}/charges").json()
+        return seen
 
     def charges(self) -> dict[str, dict[str, int]]:
         charges: dict[str, dict[str, int]] = self.seen()["charges"]

@@ -1,8 +1,8 @@
 """A model endpoint over real HTTP, in its own process, that misbehaves on demand and counts what it charges.
 
-`python fake_endpoint.py` prints its port. `POST /control` takes {"mode": …, "script": […], "delay": …}: the script's modes
-answer one request each, then the mode answers the rest. `GET /charges` says per X-Request-ID how often it was called and
-what was charged for it. Not here: any import of Winnow; this is the other side of the wire.
+`python fake_endpoint.py` prints its port. `POST /control` takes {"mode": …, "script": […], "delay": …}: the script's
+modes answer one request each, then the mode answers the rest. `GET /charges` says per X-Request-ID how often it was
+called and what was charged for it. Not here: any import of Winnow; this is the other side of the wire.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def said(mode: str, body: dict[str, Any]) -> str:
-    """A completion in the grammar: the answer the prompt gives, A where it gives none, another one in mode different."""
+    """A completion in the grammar: the answer the prompt gives, else A; another one in mode different."""
     question = body["messages"][0]["content"][-1]["text"]
     given = re.search(r"candidates are: (.+?)\. Write", question)
     answer = given.group(1) if given else "A"

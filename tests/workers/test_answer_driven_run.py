@@ -1,4 +1,4 @@
-"""Answer-driven annotation: the reasoning for an answer a person gave; a completion that answers otherwise is refused."""
+"""Answer-driven annotation: the reasoning for an answer a person gave; another answer is refused."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from decimal import Decimal
 
 import pytest
@@ -143,7 +144,7 @@ def test_a_slow_answer_is_an_attempt_of_unknown_outcome(
     services.start_run(wanted, max_attempts=1)
     work()
     attempt = Attempt.objects.get()
-    assert (attempt.outcome, attempt.reason, attempt.cost_usd) == ("unknown", "timeout", 0)
+    assert (attempt.outcome, attempt.reason, attempt.cost_usd) == ("unknown", "timeout", Decimal(0))
 
 
 def test_rate_limits_are_waited_for_and_use_up_nothing(fake: FakeEndpoint, endpoint: Endpoint, work: Work) -> None:
@@ -201,7 +202,7 @@ def test_a_key_variable_that_is_unset_ends_the_run_before_any_call(
 def test_an_endpoint_that_is_down_pauses_the_run_and_it_can_go_on(
     fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("annotation_server.jobs.services.FIRST_RETRY", services.timezone.timedelta(0))
+    monkeypatch.setattr("annotation_server.jobs.services.FIRST_RETRY", timedelta(0))
     project, _ = project_with_tasks(2)
     endpoint = make_endpoint(base_url="http://127.0.0.1:9/v1")
     run = start(project, endpoint)
@@ -252,6 +253,15 @@ def test_a_budget_is_never_overshot(fake: FakeEndpoint, endpoint: Endpoint, work
     work()
     run.refresh_from_db()
     assert (run.state, selectors.run_progress(run).accepted) == (Run.State.DONE, 8)
+
+
+def test_nothing_stays_reserved_at_odd_prices(make_endpoint: MakeEndpoint, work: Work) -> None:
+    """Added up as binary fractions, some 1e-17 of a dollar would, and a run over budget would wait for it for ever."""
+    project, _ = project_with_tasks(12)
+    run = start(project, make_endpoint(input_price=Decimal("0.15"), output_price=Decimal("0.6"), image_side=1000))
+    work()
+    chunk = run.chunks.get()
+    assert (chunk.accepted, chunk.reserved_usd, chunk.cost_usd) == (12, 0, Decimal("0.00216"))
 
 
 def test_a_paused_run_makes_no_call_and_goes_on_where_it_was(
