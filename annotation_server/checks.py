@@ -11,7 +11,6 @@ from django.core.checks import CheckMessage, Error, Warning, register
 
 from annotation_server.settings import LOOPBACK_HOSTS
 
-
 # What Django's test client calls itself counts as this machine.
 LOCAL_NAMES = {*LOOPBACK_HOSTS, "::1", "testserver"}
 

@@ -69,8 +69,8 @@ def metrics(request: HttpRequest) -> HttpResponse:
         "# HELP winnow_jobs Background jobs, by kind and state.",
         "# TYPE winnow_jobs gauge",
     ]
-    for row in Job.objects.values("kind", "state").annotate(jobs=Count("id")).order_by("kind", "state"):
-        lines.append(f'winnow_jobs{{kind="{row["kind"]}",state="{row["state"]}"}} {row["jobs"]}')
+    counts = Job.objects.values("kind", "state").annotate(jobs=Count("id")).order_by("kind", "state")
+    lines += [f'winnow_jobs{{kind="{row["kind"]}",state="{row["state"]}"}} {row["jobs"]}' for row in counts]
     now = timezone.now()
     oldest = Job.objects.filter(state=Job.State.QUEUED, due_at__lte=now).aggregate(due_at=Min("due_at"))["due_at"]
     lines += [

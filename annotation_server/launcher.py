@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -40,10 +40,8 @@ class CannotStart(Exception):
 
 
 def say(line: str) -> None:
-    try:
+    with suppress(OSError):  # whoever read our lines may have gone; the processes still need us
         print(line, flush=True)
-    except OSError:
-        pass  # whoever read our lines has gone; the processes still need us
 
 
 @contextmanager
@@ -137,7 +135,7 @@ def queue_command() -> list[str]:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if socket_path.parent.stat().st_uid != os.getuid():
         raise CannotStart(f"{socket_path.parent} belongs to somebody else: choose a shorter WINNOW_HOME")
-    # No TCP port. Every message is on disk within a second, and a full memory refuses new ones rather than drop old ones.
+    # No TCP port. A message is on disk within a second, and a full memory refuses new ones rather than drop old ones.
     options = {
         "port": "0",
         "unixsocket": str(socket_path),
@@ -183,7 +181,7 @@ def model_command() -> list[str] | None:
         say(f"Without the local model: {LOCAL_MODEL_DIR} holds none.")
         return None
     if importlib.util.find_spec("torch") is None:
-        say("Without the local model: torch is not installed. `make run` installs it, `make run MODEL=none` silences this.")
+        say("Without the local model: torch is not installed. `make run` does that; MODEL=none silences this line.")
         return None
     return [
         *(sys.executable, "-m", "trainer", "serve"),

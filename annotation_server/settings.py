@@ -103,7 +103,7 @@ def broker_url(url: str) -> str:
 
 
 def database(url: str) -> dict[str, Any]:
-    """Django's description of the database, with what SQLite needs to serve a team and PostgreSQL to survive a restart."""
+    """Django's description of it, with what SQLite needs to serve a team and PostgreSQL to outlive a restart."""
     try:
         config: dict[str, Any] = dict(dj_database_url.parse(url))
     except ValueError as error:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,12 +87,9 @@ class Child:
     def signal_group(self, number: signal.Signals) -> None:
         """Everything in the child's group: after a kill, its own children may still hold its port."""
         if self.process is not None:
-            try:
+            # Nobody may be left in it; PermissionError is what macOS says of a group of zombies.
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, number)
-            except ProcessLookupError:
-                pass  # nobody is left in it
-            except PermissionError:
-                pass  # what macOS says of a group of zombies
 
     def last_words(self) -> str:
         try:
@@ -127,6 +125,8 @@ class Supervisor:
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.children: list[Child] = []
+        self.reap_until = 0.0
+        """Looking for orphans reads all of /proc: only for a while after a death, which is when there are some."""
         if on_linux():
             prctl(PR_SET_CHILD_SUBREAPER, 1)
 
@@ -153,6 +153,8 @@ class Supervisor:
             how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
             self.say(f"{child.name} {how}; starting it again in {wait:g} s. Its last line in {child.log}:")
             self.say(f"  {child.last_words() or '(nothing)'}")
+            self.reap_until = now + 5.0
+        if time.monotonic() < self.reap_until:
             self.reap_orphans()
 
     def stop(self) -> None:
@@ -182,10 +184,8 @@ class Supervisor:
         """Those that left their group: as the subreaper we are their parent now, so none can hide."""
         while below := processes_below(os.getpid()):
             for pid in below:
-                try:
+                with suppress(ProcessLookupError):  # it may have ended by itself
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass  # it ended by itself
             self.reap_orphans()
             time.sleep(0.02)
 
@@ -196,7 +196,5 @@ class Supervisor:
         ours = {child.process.pid for child in self.children if child.process is not None}
         for pid in processes_below(os.getpid()):
             if pid not in ours:
-                try:
+                with suppress(ChildProcessError):  # a grandchild whose own parent lives
                     os.waitpid(pid, os.WNOHANG)
-                except ChildProcessError:
-                    pass  # a grandchild whose own parent lives

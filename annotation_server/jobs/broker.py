@@ -25,8 +25,10 @@ IMPATIENT = {
 def make_producer(broker_url: str) -> Celery:
     app = Celery("winnow-server", set_as_current=False)
     app.config_from_object("django.conf:settings", namespace="CELERY")
-    app.conf.broker_url = broker_url
-    app.conf.broker_transport_options = {**settings.CELERY_BROKER_TRANSPORT_OPTIONS, **IMPATIENT}
+    app.conf.update(
+        broker_url=broker_url,
+        broker_transport_options={**settings.CELERY_BROKER_TRANSPORT_OPTIONS, **IMPATIENT},
+    )
     return app
 
 

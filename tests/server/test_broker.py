@@ -41,7 +41,7 @@ class QueueServer:
             self.process.wait()
             self.process = None
 
-    def messages(self) -> list[list[object]]:
+    def messages(self) -> list[dict[str, object]]:
         with redis.Redis(unix_socket_path=str(self.path)) as client:
             raw = client.lrange(settings.CELERY_TASK_DEFAULT_QUEUE, 0, -1)
             assert isinstance(raw, list)

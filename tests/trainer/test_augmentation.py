@@ -1,0 +1,84 @@
+"""A permuted or mirrored sample says the same as before, or stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.augmentation import mirror_rationale, permute_candidates
+from trainer.contract.dimensions import AnswerSource, Approach, Dimension, Polarity, Split
+from trainer.contract.records import ImageFile, Record
+
+
+def record(rationale: str, answer: str = "AC", count: int = 4) -> Record:
+    pictures = [ImageFile(path=f"{n}.png", sha256=str(n), width=8, height=8) for n in range(count + 1)]
+    return Record(
+        id="s:physical_shadow",
+        sample_id="s",
+        split=Split.TRAIN,
+        dimension=Dimension.PHYSICAL_SHADOW,
+        polarity=Polarity.ACCEPTABLE,
+        original=pictures[0],
+        candidates=tuple(pictures[1:]),
+        answer=frozenset(answer),
+        answer_source=AnswerSource.GOLD,
+        rationale=rationale,
+        approach=Approach.MANUAL,
+        annotators=1,
+        agreement=None,
+        prompt_version="ask-1",
+        meta={"defects": [{}]},
+    )
+
+
+DRAWN = "A: soft, fine. B: detached, flawed. C: soft, fine. D: missing, flawed. Fine: A, C. Flawed: B, D."
+
+
+def test_images_answer_and_rationale_move_together() -> None:
+    moved = permute_candidates(record(DRAWN), [3, 0, 1, 2])
+    assert moved is not None
+    assert [image.path for image in moved.candidates] == ["4.png", "1.png", "2.png", "3.png"]
+    assert moved.answer == {"B", "D"}
+    assert moved.rationale == (
+        "A: missing, flawed. B: soft, fine. C: detached, flawed. D: soft, fine. Fine: B, D. Flawed: A, C."
+    )
+    assert moved.meta == {}
+
+
+@given(st.permutations(range(4)))
+def test_the_way_back_is_the_inverse(order: list[int]) -> None:
+    moved = permute_candidates(record(DRAWN), order)
+    assert moved is not None
+    back = permute_candidates(moved, [order.index(place) for place in range(4)])
+    assert back is not None
+    assert (back.candidates, back.answer, back.rationale) == (record(DRAWN).candidates, frozenset("AC"), DRAWN)
+
+
+def test_an_answer_without_rationale_moves() -> None:
+    moved = permute_candidates(record(""), [1, 0, 2, 3])
+    assert moved is not None
+    assert moved.answer == {"B", "C"}
+
+
+@pytest.mark.parametrize(
+    "rationale",
+    [
+        "Only the first two are fine.",
+        "A: fine. B: like A. C: fine. D: fine.",
+        "A: fine. B: flawed. C: fine.",
+        "In short: A: fine. B: flawed. C: fine. D: flawed.",
+        "A: fine. B: flawed. C: fine. D: flawed. So the first and third stand.",
+        "A: fine. A: again. C: fine. D: flawed.",
+        "Fine: A, C.",
+    ],
+)
+def test_what_cannot_be_relabelled_with_certainty_stays(rationale: str) -> None:
+    assert permute_candidates(record(rationale), [1, 0, 2, 3]) is None
+
+
+def test_sides_are_exchanged_in_a_mirror(tmp_path: Path) -> None:
+    said = mirror_rationale(record("A: a seam on the left. B: light from the right, upright."))
+    assert said.rationale == "A: a seam on the right. B: light from the left, upright."

@@ -1,0 +1,48 @@
+"""``python -m trainer sft|grpo|evaluate|serve --config FILE [--set key=value ...]``.
+
+Each command is a module with a settings dataclass and ``main(config)``; only the one asked for is imported. A user's
+mistake is one line on stderr and exit code 1, wrong usage exits with 2, a stop by Ctrl-C or SIGTERM with 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from trainer.config import Refused, load_config
+from trainer.contract.exports import ExportRefused
+from trainer.contract.records import RecordRefused
+
+COMMANDS = {
+    "sft": ("SFTConfig", "teach a model to reason and answer from records"),
+    "grpo": ("GRPOConfig", "improve a model by reward on its own answers, hard cases more often"),
+    "evaluate": ("EvaluateConfig", "score a model or an endpoint on records"),
+    "serve": ("ServeConfig", "answer over the OpenAI protocol"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the process's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train, evaluate and serve a screener.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (settings, about) in COMMANDS.items():
+        command = commands.add_parser(name, help=about, description=f"{about}. Settings: {settings} in {name}.py.")
+        command.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="wins over the file")
+    given = parser.parse_args(arguments)
+    module = importlib.import_module(f"trainer.{given.command}")
+    try:
+        module.main(load_config(getattr(module, COMMANDS[given.command][0]), given.config, given.set))
+    except (Refused, ExportRefused, RecordRefused) as error:
+        print(f"trainer: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("trainer: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Other arrangements of one sample that mean the same: candidates in another order, everything seen in a mirror.
+
+Not here: when to do so (sft.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from trainer.contract.dimensions import letters
+from trainer.contract.records import Record
+from trainer.images import ImageTensor
+
+
+def permute_candidates(record: Record, order: Sequence[int]) -> Record | None:
+    """The record with candidate ``order[i]`` in place i: images, answer and rationale follow. `meta` is dropped.
+
+    None when the rationale cannot be relabelled with certainty: it must be empty, or one part per candidate, each
+    beginning with its letter and a colon and naming no other letter, then at most lists such as ``Fine: A, C.``
+    """
+    names = letters(len(record.candidates))
+    read = _read(record.rationale, names)
+    if read is None:
+        return None
+    renamed = {names[source]: names[place] for place, source in enumerate(order)}
+    said = [f"{names[place]}:{read.parts[names[source]]}" for place, source in enumerate(order)] if read.parts else []
+    return replace(
+        record,
+        candidates=tuple(record.candidates[source] for source in order),
+        answer=frozenset(renamed[name] for name in record.answer),
+        rationale=" ".join([*said, *(_relabel_list(listed, renamed) for listed in read.lists)]),
+        meta={},
+    )
+
+
+def mirror_images(images: Sequence[ImageTensor]) -> list[ImageTensor]:
+    """Left and right of every picture exchanged."""
+    return [torch.flip(image, dims=[1]) for image in images]
+
+
+def mirror_rationale(record: Record) -> Record:
+    """The record with the words left and right exchanged: right for rationales that only use them for sides."""
+    if not _SIDE.search(record.rationale):
+        return record
+    return replace(record, rationale=_SIDE.sub(lambda found: _OPPOSITE[found[0]], record.rationale))
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    parts: dict[str, str]
+    """What follows each letter's colon; empty for an empty rationale."""
+    lists: list[str]
+    """``Fine: A, C.`` and the like, after the parts."""
+
+
+_OPPOSITE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+_SIDE = re.compile(r"\b(?:left|right|Left|Right)\b")
+_PART = re.compile(r"(?:^|(?<=\s))(?=[A-H]:)")
+_LETTER = re.compile(r"(?<![A-Za-z])[A-H](?![A-Za-z])")
+_LIST = re.compile(r"[A-Z][a-z]+(?: [a-z]+)*: (?:none|[A-H](?:, ?[A-H])*)\.")
+_LISTS_AT_END = re.compile(rf"(?:\s+{_LIST.pattern})+$")
+_SENTENCE_END = re.compile(r"[.!?;](?:\s|$)")
+
+
+def _read(rationale: str, names: str) -> _Read | None:
+    """Take a rationale apart; None when it is ambiguous."""
+    text = rationale.strip()
+    lists: list[str] = []
+    if tail := _LISTS_AT_END.search(text):
+        lists, text = _LIST.findall(tail[0]), text[: tail.start()]
+    if not text:
+        return _Read({}, lists) if not lists else None
+    pieces = [piece.strip() for piece in _PART.split(text) if piece.strip()]
+    parts = {piece[0]: piece[2:] for piece in pieces if piece[1:2] == ":"}
+    if len(pieces) != len(names) or sorted(parts) != sorted(names) or any(map(_LETTER.search, parts.values())):
+        return None
+    # A last part with more sentences than any other may carry a conclusion about all of them.
+    sentences = [len(_SENTENCE_END.findall(piece)) for piece in pieces]
+    if len(pieces) > 1 and sentences[-1] > max(sentences[:-1]):
+        return None
+    return _Read(parts, lists)
+
+
+def _relabel_list(listed: str, renamed: dict[str, str]) -> str:
+    head, _, letters_or_none = listed.rstrip(".").rpartition(": ")
+    found = _LETTER.findall(letters_or_none)
+    return f"{head}: {', '.join(sorted(renamed[name] for name in found)) or 'none'}."

@@ -1,0 +1,92 @@
+"""A faster Qwen vision tower with the same numbers: one attention call for images of one size, patches by matmul.
+
+The stock tower runs attention once per image and embeds patches with a Conv3d whose stride is its kernel, which is
+slow on a CPU. A screening prompt has two to nine images, usually of one size. `speed_up_vision` exchanges the classes
+of one model's modules; parameters, their names and what is saved stay as they are, and no other model is touched.
+Not here: InternVL, whose stock tower already takes equal images as one batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed, Qwen2_5_VLVisionAttention
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLVisionAttention,
+    Qwen3VLVisionPatchEmbed,
+    apply_rotary_pos_emb_vision,
+)
+
+# Shapes: N patches of all images, S segments (images, or windows in Qwen2.5-VL), L patches per segment, H heads,
+# D head size, E vision width, K values of one patch row.
+
+
+class _EqualSegments:
+    """Attention over segments of one length as one batch; segments of different lengths take the stock path."""
+
+    def forward(
+        self: Any, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, position_embeddings: Any = None, **kwargs: Any
+    ) -> torch.Tensor:
+        lengths = torch.diff(cu_seqlens).tolist()
+        if len(set(lengths)) > 1 or self.config._attn_implementation != "sdpa":
+            stock: torch.Tensor = super().forward(  # type: ignore[misc]
+                hidden_states, cu_seqlens=cu_seqlens, position_embeddings=position_embeddings, **kwargs
+            )
+            return stock
+        patches, segments = hidden_states.shape[0], len(lengths)
+        query_NHD, key_NHD, value_NHD = (
+            self.qkv(hidden_states).reshape(patches, 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
+        )
+        query_NHD, key_NHD = apply_rotary_pos_emb_vision(query_NHD, key_NHD, *position_embeddings)
+        query_SHLD, key_SHLD, value_SHLD = (
+            part.reshape(segments, lengths[0], self.num_heads, -1).transpose(1, 2)
+            for part in (query_NHD, key_NHD, value_NHD)
+        )
+        mixed_SHLD = F.scaled_dot_product_attention(query_SHLD, key_SHLD, value_SHLD, scale=self.scaling)
+        out: torch.Tensor = self.proj(mixed_SHLD.transpose(1, 2).reshape(patches, -1))
+        return out
+
+
+class _MatmulPatches:
+    """A convolution whose stride is its kernel, as the matrix product it is."""
+
+    def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+        weight = self.proj.weight
+        kernel_EK = weight.reshape(weight.shape[0], -1)
+        return F.linear(hidden_states.view(-1, kernel_EK.shape[1]).to(weight.dtype), kernel_EK, self.proj.bias)
+
+
+class _Qwen3Attention(_EqualSegments, Qwen3VLVisionAttention):  # type: ignore[misc]
+    pass
+
+
+class _Qwen25Attention(_EqualSegments, Qwen2_5_VLVisionAttention):  # type: ignore[misc]
+    pass
+
+
+class _Qwen3Patches(_MatmulPatches, Qwen3VLVisionPatchEmbed):
+    pass
+
+
+class _Qwen25Patches(_MatmulPatches, Qwen2_5_VisionPatchEmbed):
+    pass
+
+
+_FASTER: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    Qwen3VLVisionAttention: _Qwen3Attention,
+    Qwen2_5_VLVisionAttention: _Qwen25Attention,
+    Qwen3VLVisionPatchEmbed: _Qwen3Patches,
+    Qwen2_5_VisionPatchEmbed: _Qwen25Patches,
+}
+
+
+def speed_up_vision(model: torch.nn.Module) -> int:
+    """Exchange the slow vision modules of this one model; how many were exchanged. Source: ours, measured."""
+    exchanged = 0
+    for module in model.modules():
+        if faster := _FASTER.get(type(module)):
+            module.__class__ = faster
+            exchanged += 1
+    return exchanged

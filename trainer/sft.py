@@ -1,0 +1,340 @@
+"""SFT, the cold start: teach a model to write the rationale and the answer that stand for a record.
+
+Read downwards: main -> build -> train -> train_step -> evaluate -> save. All questions about one sample share its
+images: one packed row per sample (shared_prefix.py). Any mix of the three prompts is taught, since the trained model
+is to serve all three. A model without weights begins here, if wanted with its vision tower warmed up first.
+Not here: sampling and reward (grpo.py), scoring by generation (evaluate.py).
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from trainer.augmentation import mirror_images, mirror_rationale, permute_candidates
+from trainer.checkpoint import MODEL, RunDirectory, TrainerState, restore
+from trainer.config import TrainingConfig, require
+from trainer.contract.dimensions import Split
+from trainer.contract.exports import ExportRefused, read_manifest
+from trainer.contract.prompts import PromptKind
+from trainer.contract.records import Record
+from trainer.data import (
+    Example,
+    completion_ids,
+    encode_prompts,
+    group_by_sample,
+    make_example,
+    question_ids,
+    read_split,
+)
+from trainer.images import ImageStore, ImageTensor
+from trainer.model import Screener, has_weights, load_screener, new_screener
+from trainer.optimization import (
+    Budget,
+    clip_and_step,
+    computing,
+    make_optimizer,
+    set_learning_rate,
+    training_screener_dtype,
+)
+from trainer.progress import Progress, StopBetweenSteps
+from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
+from trainer.vision_warmup import VisionWarmupConfig, warm_up
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptMix:
+    """How often each prompt is taught, in proportion. A record without a rationale is always asked."""
+
+    ask: float = 1.0
+    """Reasoning and answer from the images."""
+    explain: float = 0.0
+    """The reasoning to a given answer."""
+    resolve: float = 0.0
+    """The answer from the images and a given reasoning."""
+
+    def __post_init__(self) -> None:
+        weights = (self.ask, self.explain, self.resolve)
+        require(min(weights) >= 0 and sum(weights) > 0, "prompt_mix: expected weights of 0 or more, one of them more")
+
+    def draw(self, rng: random.Random) -> PromptKind:
+        """One kind by weight."""
+        return rng.choices(list(PromptKind), weights=(self.ask, self.explain, self.resolve))[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(TrainingConfig):
+    """Settings of SFT. Defaults are ours: the paper's are not known to us."""
+
+    prompt_mix: PromptMix = field(default_factory=PromptMix)
+    """Which prompts are taught how often."""
+    batch_samples: int = 8
+    """Samples per optimizer step; each brings its records in all dimensions."""
+    accumulate: int = 1
+    """Pieces a batch is computed in, one after the other, to save memory; the gradient is the same."""
+    answer_only: bool = False
+    """Records without a rationale teach their answer alone; otherwise they are left out."""
+    permute: bool = False
+    """Show candidates in another order each time, where the rationale can be relabelled with certainty."""
+    mirror: bool = False
+    """Show half the samples mirrored; the words left and right are exchanged in their rationales."""
+    vision_warmup: VisionWarmupConfig = field(default_factory=VisionWarmupConfig)
+    """A first phase for the vision tower alone."""
+    evaluate_every: int = 0
+    """Steps between evaluations on the validation split; 0 evaluates at the end only."""
+    evaluate_samples: int = 64
+    """Validation samples to use, from the front; 0 leaves evaluation out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.batch_samples > 0, f"batch_samples: expected 1 or more, got {self.batch_samples}")
+        require(
+            1 <= self.accumulate <= self.batch_samples,
+            f"accumulate: expected 1 to batch_samples ({self.batch_samples}), got {self.accumulate}",
+        )
+        require(self.evaluate_every >= 0, f"evaluate_every: expected 0 or more, got {self.evaluate_every}")
+        require(self.evaluate_samples >= 0, f"evaluate_samples: expected 0 or more, got {self.evaluate_samples}")
+
+
+@dataclass
+class Run:
+    """Everything a step needs."""
+
+    config: SFTConfig
+    directory: RunDirectory
+    screener: Screener
+    optimizer: torch.optim.Optimizer
+    store: ImageStore
+    train_samples: list[list[Record]]
+    validation_samples: list[list[Record]]
+    state: TrainerState
+    progress: Progress = field(default_factory=lambda: Progress("sft"))
+
+
+def main(config: SFTConfig) -> None:
+    """One run, from settings to a model directory. Raises Refused, ExportRefused or RecordRefused."""
+    run = build(config)
+    warm_up_vision(run)
+    train(run)
+    save(run)
+
+
+def build(config: SFTConfig) -> Run:
+    """Read the export, load or begin the model, and put the run where its last checkpoint left it."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    directory = RunDirectory(config)
+    manifest = read_manifest(config.export_dir)
+    train_samples = _samples(config, Split.TRAIN)
+    has_validation = config.evaluate_samples and manifest.splits.get(Split.VALIDATION, 0)
+    validation = _samples(config, Split.VALIDATION)[: config.evaluate_samples] if has_validation else []
+    checkpoint = directory.latest_checkpoint()
+    torch.manual_seed(config.seed)
+    random.seed(config.seed)
+    screener = _screener(config, checkpoint, train_samples)
+    if config.gradient_checkpointing:
+        screener.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = make_optimizer(screener, config)
+    state = restore(checkpoint, optimizer, screener.device) if checkpoint else TrainerState()
+    directory.begin(config, "sft", manifest.version_id, state)
+    store = ImageStore(screener, config.export_dir, config.image_max_side, config.image_cache_mb << 20)
+    return Run(config, directory, screener, optimizer, store, train_samples, validation, state)
+
+
+def warm_up_vision(run: Run) -> None:
+    """The vision tower's own phase, once; a checkpoint after it, so that it is never repeated."""
+    if not run.config.vision_warmup.wanted or run.state.step or run.state.extra.get("vision_warmed"):
+        return
+    shown = Progress("vision warm-up")
+    with StopBetweenSteps() as stop:
+
+        def on_step(budget: Budget, figures: dict[str, float]) -> bool:
+            shown.show(budget.fraction, budget.seconds_left, **figures)
+            if budget.done_steps % 20 == 0:
+                run.directory.log(0, {"phase": "vision_warmup", "warmup_step": budget.done_steps, **figures})
+            return stop.requested
+
+        warm_up(
+            run.screener,
+            run.train_samples,
+            run.store,
+            run.config.vision_warmup,
+            seed=run.config.seed,
+            mirrored=run.config.mirror,
+            on_step=on_step,
+        )
+    if stop.requested:
+        shown.say("vision warm-up: stopped; it would begin again")
+        raise KeyboardInterrupt
+    run.state.extra["vision_warmed"] = True
+    run.directory.save_checkpoint(run.screener, run.optimizer, run.state)
+
+
+def train(run: Run) -> None:
+    """Steps until the budget is spent. A stop saves a checkpoint and raises KeyboardInterrupt."""
+    config, state = run.config, run.state
+    budget = Budget(config.steps, config.minutes, done_steps=state.step, spent_before=state.seconds)
+    with StopBetweenSteps() as stop:
+        while not budget.over and not stop.requested:
+            rate = set_learning_rate(run.optimizer, budget.fraction, config)
+            figures = train_step(run, next_batch(run))
+            state.step = budget.done_steps = state.step + 1
+            state.seconds = budget.seconds
+            run.directory.log(state.step, {**figures, "learning_rate": rate, "seconds": round(state.seconds, 3)})
+            run.progress.show(budget.fraction, budget.seconds_left, step=state.step, **figures)
+            with budget.paused():
+                if config.evaluate_every and state.step % config.evaluate_every == 0:
+                    evaluate(run)
+                if config.checkpoint_every and state.step % config.checkpoint_every == 0:
+                    run.directory.save_checkpoint(run.screener, run.optimizer, state)
+    if not budget.over:
+        where = run.directory.save_checkpoint(run.screener, run.optimizer, state)
+        run.progress.say(f"sft: stopped after step {state.step}; go on from {where} with --set resume=true")
+        raise KeyboardInterrupt
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A sample as one step shows it: its images, and an example per record."""
+
+    images: list[ImageTensor]
+    examples: list[Example]
+
+
+def train_step(run: Run, batch: Sequence[Shown]) -> dict[str, float]:
+    """One optimizer step: the mean negative log-probability of all target tokens of the batch, and its figures."""
+    run.screener.model.train()
+    branches = [_branches(run.screener, shown) for shown in batch]
+    tokens = sum(len(branch.completion) for of_sample in branches for branch in of_sample)
+    total = 0.0
+    size = -(-len(batch) // run.config.accumulate)
+    for start in range(0, len(batch), size):
+        piece = slice(start, start + size)
+        with computing(run.screener, run.config):
+            said = completion_logprobs(run.screener, _groups(run.screener, batch[piece], branches[piece]))
+        loss = -said.logprobs.sum() / tokens
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    return {"loss": total, "grad_norm": clip_and_step(run.optimizer, run.config.clip), "tokens": tokens}
+
+
+def next_batch(run: Run) -> list[Shown]:
+    """The samples of the coming step. Order and augmentation follow from seed and step, so a resumed run sees the same.
+
+    Every sample is shown once before any is shown again.
+    """
+    count, size = len(run.train_samples), run.config.batch_samples
+    shown = []
+    for number in range(run.state.step * size, (run.state.step + 1) * size):
+        order = _order(count, run.config.seed, number // count)
+        rng = random.Random(f"{run.config.seed}/{number}")  # noqa: S311 - a draw, not a secret
+        shown.append(_show(run, run.train_samples[order[number % count]], rng))
+    return shown
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> dict[str, float]:
+    """On validation samples under the ask prompt: the loss, and how often greedy decoding would write the target.
+
+    The second is a lower bound of exact match: another rationale may lead to the same answer.
+    """
+    if not run.validation_samples:
+        return {}
+    run.screener.model.eval()
+    loss, tokens, written, records = 0.0, 0, 0, 0
+    for start in range(0, len(run.validation_samples), run.config.batch_samples):
+        batch = [
+            Shown(run.store.of(sample[0]), [make_example(record, PromptKind.ASK) for record in sample])
+            for sample in run.validation_samples[start : start + run.config.batch_samples]
+        ]
+        branches = [_branches(run.screener, shown) for shown in batch]
+        with computing(run.screener, run.config):
+            said = completion_logprobs(run.screener, _groups(run.screener, batch, branches))
+        loss -= float(said.logprobs.sum())
+        tokens += int(said.mask.sum())
+        written += int((said.greedy | ~said.mask).all(dim=1).sum())
+        records += len(said.mask)
+    figures = {"validation_loss": loss / tokens, "validation_written": written / records}
+    run.directory.log(run.state.step, figures)
+    run.progress.say(f"sft: step {run.state.step}  " + "  ".join(f"{n} {v:.4f}" for n, v in figures.items()))
+    return figures
+
+
+def save(run: Run) -> None:
+    """Evaluate the finished model and write it as a plain directory."""
+    evaluate(run)
+    where = run.directory.save_model(run.screener, run.config.stored_dtype)
+    run.progress.say(f"sft: {run.state.step} steps in {run.state.seconds:.0f} s; the model is in {where}")
+
+
+def _samples(config: SFTConfig, split: Split) -> list[list[Record]]:
+    records = read_split(config.export_dir, split, config.dimensions, config.polarity)
+    usable = records if config.answer_only else [record for record in records if record.rationale.strip()]
+    if not usable:
+        raise ExportRefused(
+            f"{config.export_dir}: no {split} record has a rationale; set answer_only=true to teach answers alone"
+        )
+    if left_out := len(records) - len(usable):
+        print(f"sft: {left_out} {split} records without a rationale are left out", file=sys.stderr)
+    return group_by_sample(usable)
+
+
+def _screener(config: SFTConfig, checkpoint: Path | None, samples: Sequence[Sequence[Record]]) -> Screener:
+    dtype = training_screener_dtype(config)
+    if checkpoint:
+        return load_screener(checkpoint / MODEL, config.device, dtype)
+    if has_weights(config.model_dir):
+        return load_screener(config.model_dir, config.device, dtype)
+    texts = _texts(config, samples)
+    return new_screener(config.model_dir, texts, config.seed, config.device, dtype)
+
+
+def _texts(config: SFTConfig, samples: Sequence[Sequence[Record]]) -> list[str]:
+    """What a new model's tokenizer is trained on: the questions and targets it will meet, in their proportions."""
+    rng = random.Random(config.seed)  # noqa: S311 - a draw, not a secret
+    texts = []
+    for record in (record for sample in samples for record in sample):
+        example = make_example(record, config.prompt_mix.draw(rng))
+        texts += ["user\n", *(part.text for part in example.prompt.parts if hasattr(part, "text")), "assistant\n"]
+        texts.append(example.target)
+    return texts
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed}/epoch/{epoch}").shuffle(order)  # noqa: S311 - an order, not a secret
+    return order
+
+
+def _show(run: Run, sample: Sequence[Record], rng: random.Random) -> Shown:
+    records = list(sample)
+    if run.config.permute:
+        order = list(range(len(records[0].candidates)))
+        rng.shuffle(order)
+        permuted = [permute_candidates(record, order) for record in records]
+        # One row shows one order of images: either every record of the sample can follow it, or none does.
+        records = [p or r for p, r in zip(permuted, records, strict=True)] if all(permuted) else records
+    images = run.store.of(records[0])
+    if run.config.mirror and rng.random() < 0.5:
+        images, records = mirror_images(images), [mirror_rationale(record) for record in records]
+    kinds = [run.config.prompt_mix.draw(rng) if record.rationale.strip() else PromptKind.ASK for record in records]
+    return Shown(images, [make_example(record, kind) for record, kind in zip(records, kinds, strict=True)])
+
+
+def _branches(screener: Screener, shown: Shown) -> list[Branch]:
+    return [
+        Branch(question_ids(screener, example.prompt), completion_ids(screener, example.target))
+        for example in shown.examples
+    ]
+
+
+def _groups(screener: Screener, batch: Sequence[Shown], branches: Sequence[Sequence[Branch]]) -> PrefixGroups:
+    heads = [shown.examples[0].prompt for shown in batch]
+    return PrefixGroups(encode_prompts(screener, heads, [shown.images for shown in batch], head_only=True), branches)
