@@ -257,4 +257,6 @@ LOGGING = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
+    # One line per request of a run of half a million is no news: the ledger has them all.
+    "loggers": {"httpx2": {"level": "WARNING"}},
 }

@@ -135,6 +135,11 @@ class _ChunkInHand:
         self._ever_answered = progress.accepted + progress.rejected > 0
         self._queue.extend(self._waiting(run_task) for run_task in selectors.waiting_tasks(self._chunk))
         self._settled = self._chunk.tasks - len(self._queue)
+        self._share()
+
+    def _share(self) -> None:
+        """What the endpoint takes at once is for all workers together: each chunk in work gets its share."""
+        self._allowed = max(1, self._endpoint.concurrency // max(1, selectors.chunks_in_work(self._run)))
 
     def _waiting(self, run_task: RunTask) -> Waiting:
         attempts = list(run_task.attempts.all())
@@ -155,11 +160,9 @@ class _ChunkInHand:
         )
 
     async def _keep_sharing(self) -> None:
-        """What the endpoint takes at once is for all workers together: each chunk in work gets its share."""
         while True:
-            sharing = await self._waves.in_thread(partial(selectors.chunks_in_work, self._run))
-            self._allowed = max(1, self._endpoint.concurrency // max(1, sharing))
             await asyncio.sleep(_SHARE_SECONDS)
+            await self._waves.in_thread(self._share)
 
     async def _lane(self, place: int) -> None:
         while self._queue and self._stop is None:
@@ -337,4 +340,4 @@ async def _together(work: Sequence[Coroutine[Any, Any, None]], *, beside: asynci
     finally:
         for task in (*tasks, beside):
             task.cancel()
-        await asyncio.gather(*tasks, beside, return_exceptions=True)
+        await asyncio.gather(everything, *tasks, beside, return_exceptions=True)

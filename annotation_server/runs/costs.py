@@ -10,14 +10,15 @@ from decimal import Decimal
 from annotation_server.runs.models import Endpoint
 
 _MILLION = Decimal(1_000_000)
+_PLACES = Decimal("0.00000001")
 _PIXELS_PER_TOKEN = 28 * 28
 """As Qwen's models count; other vision models stay in this order."""
 _QUESTION_TOKENS = 250
 
 
 def cost_of(endpoint: Endpoint, input_tokens: int, output_tokens: int) -> Decimal:
-    """What a call cost at the endpoint's prices, in USD."""
-    return (input_tokens * endpoint.input_price + output_tokens * endpoint.output_price) / _MILLION
+    """What a call cost at the endpoint's prices, in USD, to the last place that a row keeps: sums then stay exact."""
+    return ((input_tokens * endpoint.input_price + output_tokens * endpoint.output_price) / _MILLION).quantize(_PLACES)
 
 
 def most_a_call_costs(endpoint: Endpoint, candidates: int, max_tokens: int) -> Decimal:
