@@ -139,6 +139,7 @@ MODEL = env_choice("MODEL", "local", ("local", "none"))
 MODEL_PORT = env_int("MODEL_PORT", 8001, 1, 65535)
 # The demo's passwords are printed and well known: by default it is made only where nobody else can reach it.
 DEMO = env_bool("DEMO", not os.getenv("DATABASE_URL") and BIND_ADDRESS == "127.0.0.1")
+IMAGE_MEGAPIXELS = env_int("IMAGE_MEGAPIXELS", 64, 1, 89)  # above 89 Pillow itself suspects a bomb
 LOCAL_MODEL_URL = f"http://127.0.0.1:{MODEL_PORT}/v1"
 
 # Django
@@ -181,6 +182,7 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
     "annotation_server.security.content_security_policy",
+    "annotation_server.errors.api_errors_in_one_shape",
 ]
 
 TEMPLATES = [
@@ -255,4 +257,6 @@ LOGGING = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
+    # One line per request of a run of half a million is no news: the ledger has them all.
+    "loggers": {"httpx2": {"level": "WARNING"}},
 }

@@ -31,6 +31,8 @@ class Job(models.Model):
         FAILED = "failed"
         CANCELLED = "cancelled"
 
+    LIVE = (State.QUEUED, State.RUNNING)
+
     kind = models.CharField(max_length=80, choices=JobKind)
     object_id = models.BigIntegerField(
         help_text="Primary key of the row the job works on; the kind says in which table."

@@ -57,6 +57,7 @@ class ImportBatch(models.Model):
     created_images = models.PositiveIntegerField(default=0)
     imported_annotations = models.PositiveIntegerField(default=0)
     gold_answers = models.PositiveIntegerField(default=0)
+    notes = models.TextField(blank=True, help_text="What was done differently than one might expect, a line each.")
     error = models.TextField(blank=True)
     person = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
