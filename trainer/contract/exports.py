@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,8 @@ def write_export(
 ) -> Manifest:
     """Write a complete export directory; nothing stands at `directory` unless all of it does.
 
-    `records` come in order of id; `image_source` maps a record's image path to a file holding those bytes, which is
-    linked where the disk allows, else copied. `extra_files` gets the manifest so far and returns further files.
+    `records` come in order of id; `image_source` maps a record's image path to a file holding those bytes, which
+    is copied. `extra_files` gets the manifest so far and returns further files.
     Raises ExportRefused when `directory` exists and is not empty, or an image's bytes are not what the record says.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -131,7 +131,8 @@ def write_export(
         manifest = _write_files(
             partial, records, polarity, prompt_versions, image_source, about, extra_files, on_record
         )
-        (partial / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n")
+        told = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False)
+        (partial / MANIFEST).write_text(f"{told}\n", encoding="utf-8")
         if directory.exists():
             directory.rmdir()
         partial.rename(directory)
@@ -153,29 +154,20 @@ def _write_files(
 ) -> Manifest:
     hasher = VersionHasher(polarity, prompt_versions)
     files: dict[str, dict[str, Any]] = {}
-    shard, shard_path = None, partial
     count = 0
-    try:
-        for record in records:
-            if count % RECORDS_PER_FILE == 0:
-                if shard:
-                    shard.close()
-                    files[shard_path.name] = _entry(shard_path)
-                shard_path = partial / f"records-{count // RECORDS_PER_FILE:05d}.jsonl"
-                shard = shard_path.open("w", encoding="utf-8")
-            assert shard is not None
-            shard.write(hasher.add(record) + "\n")
-            for image in record.images:
-                if image.path not in files:
-                    files[image.path] = _place_image(image_source(image.path), partial / image.path, image.sha256)
-            count += 1
-            on_record(count)
-    finally:
-        if shard:
-            shard.close()
+    for shard in _in_shards(records):
+        path = partial / f"records-{count // RECORDS_PER_FILE:05d}.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for record in shard:
+                file.write(hasher.add(record) + "\n")
+                for image in record.images:
+                    if image.path not in files:
+                        files[image.path] = _place_image(image_source(image.path), partial / image.path, image.sha256)
+                count += 1
+                on_record(count)
+        files[path.name] = _entry(path)
     if count == 0:
         raise ExportRefused("there is no record to export")
-    files[shard_path.name] = _entry(shard_path)
     manifest = Manifest(
         version_id=hasher.version_id(),
         polarity=polarity,
@@ -184,20 +176,25 @@ def _write_files(
         files=files,
         about=about,
     )
-    for path, content in extra_files(manifest).items():
-        (partial / path).write_bytes(content)
-        files[path] = _entry(partial / path)
+    for name, content in extra_files(manifest).items():
+        (partial / name).write_bytes(content)
+        files[name] = _entry(partial / name)
     return manifest
+
+
+def _in_shards(records: Iterable[Record]) -> Iterator[Iterator[Record]]:
+    rest = iter(records)
+    for first in rest:
+        yield chain([first], islice(rest, RECORDS_PER_FILE - 1))
 
 
 def _place_image(source: Path, target: Path, sha256: str) -> dict[str, Any]:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        # A copy, not a link: what somebody does to an export must never reach the platform's own bytes.
+        shutil.copyfile(source, target)
     except FileNotFoundError:
         raise ExportRefused(f"{source}: the image of this record is gone from storage") from None
-    except OSError:
-        shutil.copyfile(source, target)
     entry = _entry(target)
     if entry["sha256"] != sha256:
         raise ExportRefused(f"{source}: the stored bytes are not those of sha256 {sha256}")
@@ -231,8 +228,14 @@ def read_manifest(directory: Path) -> Manifest:
                 f"{path}: expected format {FORMAT} version {FORMAT_VERSION}, "
                 f"found {found.get('format')} version {found.get('format_version')}"
             )
+        for name in ("prompt_versions", "splits", "files", "about"):
+            if not isinstance(found[name], dict):
+                raise ExportRefused(f"{path}: field '{name}': expected an object")
+        for name, entry in found["files"].items():
+            if not isinstance(entry, dict) or not {"sha256", "bytes"} <= entry.keys():
+                raise ExportRefused(f"{path}: field 'files': expected sha256 and bytes of {name}")
         return Manifest(
-            version_id=found["version_id"],
+            version_id=str(found["version_id"]),
             polarity=Polarity(found["polarity"]),
             prompt_versions=found["prompt_versions"],
             splits=found["splits"],
@@ -250,7 +253,7 @@ def read_records(directory: Path, split: Split | None = None) -> Iterator[Record
     for name in read_manifest(directory).record_files:
         path = directory / name
         try:
-            with path.open(encoding="utf-8") as file:
+            with path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
                     record = _read_row(path, number, line)
                     if split is None or record.split is split:
@@ -259,11 +262,13 @@ def read_records(directory: Path, split: Split | None = None) -> Iterator[Record
             raise ExportRefused(f"{path}: {error.strerror}") from None
 
 
-def _read_row(path: Path, number: int, line: str) -> Record:
+def _read_row(path: Path, number: int, line: bytes) -> Record:
     try:
         return record_from_json(json.loads(line))
     except json.JSONDecodeError as error:
         raise ExportRefused(f"{path} row {number}: not JSON ({error.msg})") from None
+    except UnicodeDecodeError:
+        raise ExportRefused(f"{path} row {number}: not UTF-8") from None
     except RecordRefused as error:
         raise ExportRefused(f"{path} row {number}: {error}") from None
 

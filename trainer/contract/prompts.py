@@ -60,9 +60,7 @@ class Prompt:
     @property
     def question(self) -> str:
         """The words after the last picture: what differs between prompts about one sample."""
-        last = self.parts[-1]
-        assert isinstance(last, Text)
-        return last.text
+        return "".join(part.text for part in self.parts[-1:] if isinstance(part, Text))
 
 
 _CRITERIA: dict[Dimension, str] = {

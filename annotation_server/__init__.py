@@ -1,0 +1,1 @@
+"""The platform: pages, API, data, decisions. It imports neither the workers nor torch."""

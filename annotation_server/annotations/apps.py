@@ -1,0 +1,9 @@
+"""Django's entry to the app; nothing else."""
+
+from django.apps import AppConfig
+
+
+class AnnotationsConfig(AppConfig):
+    """annotation_server.annotations."""
+
+    name = "annotation_server.annotations"

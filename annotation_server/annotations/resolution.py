@@ -1,0 +1,152 @@
+"""Which answer stands for a task, and which rationale: the project's rule applied to the ledger.
+
+`settle` is called by services.py inside the transaction that wrote, with the tasks locked; nobody else sets a task's
+state. Not here: recording (services.py), measuring agreement (its own issue).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+from django.utils import timezone
+
+from annotation_server.annotations.models import Annotation, Approach, GoldAnswer, Resolution
+from annotation_server.projects.models import Project
+from annotation_server.tasks.models import Slot, Task
+from trainer.contract.answers import Answer
+from trainer.contract.dimensions import letters
+
+_RATIONALE_PREFERENCE = {Approach.ANSWER_DRIVEN.value: 0, Approach.MANUAL.value: 1, Approach.AUTOMATED.value: 2}
+"""Ours: a reasoning asked for on purpose stands before a note in passing, people before machines."""
+
+_DECIDED_BY_SOMEBODY = (Resolution.Source.ADJUDICATION, Resolution.Source.REVIEW)
+
+
+def agreed_answer(rule: str, votes: Sequence[Answer], candidate_count: int) -> Answer | None:
+    """The answer of a complete set of votes under a rule, or None when they dispute.
+
+    Unanimity: every vote the same. Majority: a candidate is in by more than half of the votes; a tie on any (an even
+    overlap) is a dispute, never a coin toss.
+    """
+    if rule == Project.ResolutionRule.UNANIMITY:
+        return votes[0] if len(set(votes)) == 1 else None
+    chosen = set()
+    for letter in letters(candidate_count):
+        share = sum(letter in vote for vote in votes) / len(votes)
+        if share == 0.5:
+            return None
+        if share > 0.5:
+            chosen.add(letter)
+    return frozenset(chosen)
+
+
+def settle(tasks: Sequence[Task]) -> None:
+    """Bring state and resolution of locked tasks up to what the ledger says."""
+    projects = {project.pk: project for project in Project.objects.filter(pk__in={task.project_id for task in tasks})}
+    for start in range(0, len(tasks), 500):
+        _settle_some(tasks[start : start + 500], projects)
+
+
+def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None:
+    annotations: dict[int, list[Annotation]] = defaultdict(list)
+    counted = Annotation.objects.exclude(standing=Annotation.Standing.SURPLUS)
+    for annotation in counted.filter(task__in=tasks).order_by("pk"):
+        annotations[annotation.task_id].append(annotation)
+    wanted: Counter[int] = Counter(Slot.objects.filter(task__in=tasks).values_list("task_id", flat=True))
+    gold = dict(GoldAnswer.objects.filter(task__in=tasks).values_list("task_id", "answer"))
+    standing = {resolution.task_id: resolution for resolution in Resolution.objects.filter(task__in=tasks)}
+
+    made, changed, removed, states = [], [], [], []
+    for task in tasks:
+        before = standing.get(task.pk)
+        after, state = _resolve(
+            task, projects[task.project_id], annotations[task.pk], wanted[task.pk], gold.get(task.pk), before
+        )
+        if after is None:
+            if before is not None:
+                removed.append(before.pk)
+        elif before is None:
+            made.append(after)
+        elif any(getattr(before, name) != getattr(after, name) for name in _DECIDED_FIELDS):
+            after.pk, after.updated_at = before.pk, timezone.now()
+            changed.append(after)
+        if task.state != state:
+            task.state = state
+            states.append(task)
+    Resolution.objects.filter(pk__in=removed).delete()
+    Resolution.objects.bulk_create(made)
+    Resolution.objects.bulk_update(changed, [*(name.removesuffix("_id") for name in _DECIDED_FIELDS), "updated_at"])
+    Task.objects.bulk_update(states, ["state"])
+
+
+_DECIDED_FIELDS = ("answer", "source", "rationale_from_id", "votes", "agreement", "decided_by_id")
+
+
+def _resolve(
+    task: Task,
+    project: Project,
+    annotations: Sequence[Annotation],
+    wanted: int,
+    gold: Answer | None,
+    before: Resolution | None,
+) -> tuple[Resolution | None, str]:
+    """The resolution that should stand for a task (unsaved), and the task's state.
+
+    In order: a person's decision; gold; complete votes that agree; complete votes that dispute leave nothing standing;
+    an automated annotation at the project's confidence.
+    """
+    votes = [annotation.answer for annotation in annotations if annotation.standing == Annotation.Standing.VOTE]
+    decided_by = None
+    state: str = Task.State.RESOLVED
+    if before is not None and before.source in _DECIDED_BY_SOMEBODY:
+        answer, source, decided_by = before.answer, before.source, before.decided_by_id
+    elif gold is not None:
+        answer, source = gold, Resolution.Source.GOLD.value
+    elif wanted and len(votes) >= wanted:
+        agreed = agreed_answer(project.resolution_rule, votes, task.candidate_count)
+        if agreed is None:
+            return None, Task.State.DISPUTED
+        answer, source = agreed, Resolution.Source.AGREEMENT.value
+    elif (trusted := _trusted_model_answer(project, annotations)) is not None:
+        answer, source = trusted, Resolution.Source.MODEL.value
+    else:
+        return None, Task.State.OPEN
+    rationale = _standing_rationale(annotations, answer)
+    return (
+        Resolution(
+            task=task,
+            answer=answer,
+            source=source,
+            rationale_from_id=rationale.pk if rationale else None,
+            votes=len(votes),
+            agreement=sum(vote == answer for vote in votes) / len(votes) if votes else None,
+            decided_by_id=decided_by,
+        ),
+        state,
+    )
+
+
+def _trusted_model_answer(project: Project, annotations: Sequence[Annotation]) -> Answer | None:
+    """The latest automated answer at the project's confidence; unknown confidence passes only a floor of 0."""
+    if project.model_confidence is None:
+        return None
+    for annotation in reversed(annotations):
+        confident = (annotation.confidence or 0.0) >= project.model_confidence
+        if annotation.approach == Approach.AUTOMATED and confident:
+            return annotation.answer
+    return None
+
+
+def _standing_rationale(annotations: Sequence[Annotation], answer: Answer) -> Annotation | None:
+    """The rationale that leads to `answer`: a decider's own words first, then by preference, the newest of equals."""
+    fitting = [annotation for annotation in annotations if annotation.rationale and annotation.answer == answer]
+    return min(
+        fitting,
+        key=lambda annotation: (
+            annotation.standing != Annotation.Standing.DECISION,
+            _RATIONALE_PREFERENCE[annotation.approach],
+            -annotation.pk,
+        ),
+        default=None,
+    )

@@ -1,0 +1,232 @@
+"""Writing the ledger: annotations, gold, and the resolution that stands.
+
+`record_annotations` is the one door: a person, a model and an import all go through it; `record_annotation` is its
+form for one. Every write settles the tasks it touched in the same transaction. Not here: claiming (tasks/services.py).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import IntegrityError, transaction
+
+from annotation_server.accounts.models import Person
+from annotation_server.annotations.models import Annotation, Annotator, Approach, GoldAnswer, Resolution
+from annotation_server.annotations.resolution import settle
+from annotation_server.tasks import services as tasks_services
+from annotation_server.tasks.models import Task
+from trainer.contract.answers import Answer, as_answer
+
+
+class AnnotationRefused(ValueError):
+    """An annotation that cannot be recorded; the message is one line for whoever sent it."""
+
+
+class AlreadyAnswered(AnnotationRefused):
+    """The person has answered this task before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewAnnotation:
+    """What somebody says about a task, before it is recorded."""
+
+    task: Task
+    annotator: Annotator
+    approach: str
+    answer: Answer
+    rationale: str = ""
+    idempotency_key: str
+    """The same key by the same annotator keeps one annotation."""
+    lease_token: uuid.UUID | None = None
+    prompt_version: str = ""
+    confidence: float | None = None
+    seconds_spent: float | None = None
+    copied_from: Annotation | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def annotator_for(person: Person) -> Annotator:
+    """The annotator that a person is."""
+    annotator, _ = Annotator.objects.get_or_create(
+        person=person, defaults={"kind": Annotator.Kind.PERSON, "name": person.username}
+    )
+    return annotator
+
+
+def model_annotator(name: str) -> Annotator:
+    """The annotator that a model is, by the name of its endpoint."""
+    annotator, _ = Annotator.objects.get_or_create(kind=Annotator.Kind.MODEL, name=name)
+    return annotator
+
+
+def import_annotator(name: str) -> Annotator:
+    """The annotator that an import's source is: answers that came with the data are attributed to it."""
+    annotator, _ = Annotator.objects.get_or_create(kind=Annotator.Kind.IMPORT, name=name)
+    return annotator
+
+
+def record_annotation(new: NewAnnotation) -> Annotation:
+    """Save one annotation and settle the task if its rule is met. Called twice with one key, it returns the first.
+
+    Raises AnnotationRefused when it does not fit the task or the project, AlreadyAnswered on a second vote.
+    """
+    return record_annotations([new])[0]
+
+
+def record_annotations(rows: Sequence[NewAnnotation]) -> list[Annotation]:
+    """Save annotations and settle their tasks in one transaction: all of them or, when one is refused, none.
+
+    Returns one annotation per row, in order; a row whose key was used before returns the annotation it made then.
+    """
+    for row in rows:
+        _check_answer(row)
+        _check_approach(row)
+    try:
+        with transaction.atomic():
+            return _record(rows)
+    except IntegrityError:
+        # The same key arrived twice at the same moment. The other one has been committed: find it.
+        with transaction.atomic():
+            return _record(rows)
+
+
+def _check_answer(row: NewAnnotation) -> None:
+    try:
+        as_answer(row.answer, row.task.candidate_count)
+    except ValueError as error:
+        raise AnnotationRefused(str(error)) from None
+    if not row.idempotency_key:
+        raise AnnotationRefused("an annotation needs an idempotency key")
+    if row.confidence is not None and not 0 <= row.confidence <= 1:
+        raise AnnotationRefused(f"confidence is between 0 and 1, got {row.confidence}")
+
+
+def _check_approach(row: NewAnnotation) -> None:
+    by_person = row.annotator.kind == Annotator.Kind.PERSON
+    by_model = row.annotator.kind == Annotator.Kind.MODEL
+    if row.approach == Approach.MANUAL and by_model:
+        raise AnnotationRefused("a model's annotation is automated or answer-driven, not manual")
+    if row.approach != Approach.MANUAL and by_person:
+        raise AnnotationRefused("a person's annotation is manual")
+    if by_person and row.task.project.rationale_required and not row.rationale.strip():
+        raise AnnotationRefused("this project wants a rationale with every answer")
+
+
+def _record(rows: Sequence[NewAnnotation]) -> list[Annotation]:
+    known = _recorded_before(rows)
+    new = [row for row in rows if (row.annotator.pk, row.idempotency_key) not in known]
+    # Locking the tasks makes simultaneous last votes see each other (PostgreSQL; SQLite has one writer anyway).
+    tasks = _locked([row.task.pk for row in new])
+    made = Annotation.objects.bulk_create([_vote_or_advice(row) for row in new], batch_size=2000)
+    settle(list(tasks.values()))
+    known |= {(annotation.annotator_id, annotation.idempotency_key): annotation for annotation in made}
+    return [known[row.annotator.pk, row.idempotency_key] for row in rows]
+
+
+def _recorded_before(rows: Sequence[NewAnnotation]) -> dict[tuple[int, str], Annotation]:
+    found: dict[tuple[int, str], Annotation] = {}
+    keys = {row.idempotency_key: row for row in rows}
+    listed = list(keys)
+    for start in range(0, len(listed), 500):
+        for annotation in Annotation.objects.filter(
+            annotator__in={row.annotator.pk for row in rows}, idempotency_key__in=listed[start : start + 500]
+        ):
+            row = keys[annotation.idempotency_key]
+            if annotation.annotator_id == row.annotator.pk:
+                if annotation.task_id != row.task.pk:
+                    raise AnnotationRefused(f"idempotency key {row.idempotency_key!r} was used for another task")
+                found[annotation.annotator_id, annotation.idempotency_key] = annotation
+    return found
+
+
+def _locked(task_ids: Sequence[int]) -> dict[int, Task]:
+    wanted = sorted(set(task_ids))
+    tasks: dict[int, Task] = {}
+    for start in range(0, len(wanted), 500):
+        chunk = wanted[start : start + 500]
+        tasks |= {task.pk: task for task in Task.objects.select_for_update().filter(pk__in=chunk).order_by("pk")}
+    return tasks
+
+
+def _vote_or_advice(row: NewAnnotation) -> Annotation:
+    """The row to insert, its slot already taken. Models only advise; people and imports vote while a slot is free."""
+    if row.annotator.kind == Annotator.Kind.MODEL or row.approach != Approach.MANUAL:
+        return _unsaved(row, standing=Annotation.Standing.ADVICE)
+    person = row.annotator.person
+    if person is not None and tasks_services.has_voted(row.task, person):
+        raise AlreadyAnswered("you have answered this task already")
+    slot_id = tasks_services.fill_slot(row.task, person, row.lease_token)
+    if slot_id is None:
+        return _unsaved(row, standing=Annotation.Standing.SURPLUS)
+    return _unsaved(row, standing=Annotation.Standing.VOTE, slot_id=slot_id)
+
+
+def _unsaved(row: NewAnnotation, *, standing: str, slot_id: int | None = None) -> Annotation:
+    return Annotation(
+        task=row.task,
+        annotator=row.annotator,
+        approach=row.approach,
+        standing=standing,
+        answer=row.answer,
+        rationale=row.rationale.strip(),
+        prompt_version=row.prompt_version,
+        confidence=row.confidence,
+        seconds_spent=row.seconds_spent,
+        slot_id=slot_id,
+        copied_from=row.copied_from,
+        idempotency_key=row.idempotency_key,
+        meta=dict(row.meta),
+    )
+
+
+def add_gold(answers: Mapping[Task, Answer]) -> int:
+    """Make known answers of tasks gold: they stand at once and check annotators from then on. Returns how many are new.
+
+    Raises AnnotationRefused when an answer does not fit its task, or a task has another gold answer.
+    """
+    for task, answer in answers.items():
+        try:
+            as_answer(answer, task.candidate_count)
+        except ValueError as error:
+            raise AnnotationRefused(f"{task}: {error}") from None
+    with transaction.atomic():
+        tasks = _locked([task.pk for task in answers])
+        by_id = {task.pk: answer for task, answer in answers.items()}
+        there = {gold.task_id: gold.answer for gold in GoldAnswer.objects.filter(task__in=tasks)}
+        for task_id, answer in there.items():
+            if answer != by_id[task_id]:
+                raise AnnotationRefused(f"task {task_id} has another gold answer already")
+        GoldAnswer.objects.bulk_create(
+            [GoldAnswer(task=tasks[pk], answer=answer) for pk, answer in by_id.items() if pk not in there],
+            batch_size=2000,
+        )
+        settle(list(tasks.values()))
+    return len(by_id) - len(there)
+
+
+def adjudicate(*, task: Task, answer: Answer, person: Person, rationale: str = "", idempotency_key: str) -> Annotation:
+    """Decide a task for good: the decision is kept in the ledger and stands whatever votes come later."""
+    new = NewAnnotation(
+        task=task,
+        annotator=annotator_for(person),
+        approach=Approach.MANUAL,
+        answer=answer,
+        rationale=rationale,
+        idempotency_key=idempotency_key,
+    )
+    _check_answer(new)
+    with transaction.atomic():
+        locked = _locked([task.pk])
+        known = _recorded_before([new])
+        if known:
+            return next(iter(known.values()))
+        decision = _unsaved(new, standing=Annotation.Standing.DECISION)
+        decision.save()
+        Resolution.objects.update_or_create(
+            task=task, defaults={"answer": answer, "source": Resolution.Source.ADJUDICATION, "decided_by": person}
+        )
+        settle(list(locked.values()))
+    return decision

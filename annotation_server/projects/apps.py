@@ -1,0 +1,9 @@
+"""Django's entry to the app; nothing else."""
+
+from django.apps import AppConfig
+
+
+class ProjectsConfig(AppConfig):
+    """annotation_server.projects."""
+
+    name = "annotation_server.projects"

@@ -1,0 +1,101 @@
+"""Projects and who may do what in them: dimensions, polarity, guidelines, queue and resolution rules."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models import Q
+
+from trainer.contract.dimensions import DIMENSIONS, Dimension
+from trainer.contract.dimensions import Polarity as ContractPolarity
+
+
+def all_dimensions() -> list[str]:
+    """The default of a new project: every dimension of the contract."""
+    return [dimension.value for dimension in DIMENSIONS]
+
+
+class Project(models.Model):
+    """One dataset in the making."""
+
+    class Polarity(models.TextChoices):
+        """What the letters of every answer of the project list."""
+
+        ACCEPTABLE = ContractPolarity.ACCEPTABLE.value
+        FLAWED = ContractPolarity.FLAWED.value
+
+    class ResolutionRule(models.TextChoices):
+        """When the votes on a task are its answer. What does not resolve is disputed and goes to adjudication."""
+
+        UNANIMITY = "unanimity", "All votes are the same answer"
+        MAJORITY = "majority", "A majority of votes per candidate"
+
+    slug = models.SlugField(max_length=60, unique=True)
+    name = models.CharField(max_length=120)
+    dimensions = models.JSONField(
+        default=all_dimensions, help_text="Dimensions judged here, in the order of the contract."
+    )
+    polarity = models.CharField(max_length=12, choices=Polarity, default=Polarity.ACCEPTABLE)
+    guidelines = models.TextField(blank=True, help_text="What annotators should know; shown one key away.")
+    overlap = models.PositiveSmallIntegerField(
+        default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(25)],
+        help_text="How many votes a task gets. Applies to samples imported afterwards.",
+    )
+    resolution_rule = models.CharField(max_length=12, choices=ResolutionRule, default=ResolutionRule.UNANIMITY)
+    rationale_required = models.BooleanField(default=False)
+    lease_seconds = models.PositiveIntegerField(default=300, validators=[MinValueValidator(10)])
+    show_pre_annotations = models.BooleanField(
+        default=False, help_text="Show model annotations before a person submits. Off: annotators are blind."
+    )
+    model_confidence = models.FloatField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0), MaxValueValidator(1)],
+        help_text="An automated annotation of at least this confidence resolves a task. Empty: never. "
+        "0 accepts answers of unknown confidence too.",
+    )
+    validation_share = models.FloatField(default=0.05, validators=[MinValueValidator(0), MaxValueValidator(1)])
+    test_share = models.FloatField(default=0.05, validators=[MinValueValidator(0), MaxValueValidator(1)])
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = (
+            models.CheckConstraint(name="project_overlap_is_positive", condition=Q(overlap__gte=1)),
+            models.CheckConstraint(
+                name="project_shares_leave_room_for_train",
+                condition=Q(validation_share__gte=0, test_share__gte=0)
+                & Q(validation_share__lte=1 - models.F("test_share")),
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def judged(self) -> tuple[Dimension, ...]:
+        """The project's dimensions as words of the contract."""
+        return tuple(Dimension(name) for name in self.dimensions)
+
+
+class Membership(models.Model):
+    """A person's role in a project. Administrators need none."""
+
+    class Role(models.TextChoices):
+        """What each may do stands in projects/access.py, in one table."""
+
+        MANAGER = "manager"
+        REVIEWER = "reviewer"
+        ANNOTATOR = "annotator"
+        ML_ENGINEER = "ml_engineer", "ML engineer"
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="memberships")
+    person = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="memberships")
+    role = models.CharField(max_length=12, choices=Role)
+
+    class Meta:
+        constraints = (models.UniqueConstraint(name="one_role_per_person_and_project", fields=("project", "person")),)
+
+    def __str__(self) -> str:
+        return f"{self.person} is {self.role} of {self.project}"

@@ -1,0 +1,227 @@
+"""The ledger's writes: an attempt before its call, its response after it, its judgement last. Each takes many at once.
+
+Every function is to be called inside a transaction that has fenced the chunk's job (jobs.services.fence): one holder
+writes a chunk at a time. Not here: the order of events (annotation_workers/annotate.py), judging a completion.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from django.db.models import Sum
+from django.utils import timezone
+
+from annotation_server.annotations import services as annotations_services
+from annotation_server.annotations.models import Annotation, Annotator
+from annotation_server.annotations.services import NewAnnotation
+from annotation_server.runs.costs import cost_of
+from annotation_server.runs.models import Attempt, Endpoint, RawResponse, Run, RunChunk, RunTask
+from trainer.contract.answers import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A call about to be made."""
+
+    run_task_id: int
+    number: int
+    reserve_usd: Decimal
+    """What it may cost at most; held from the budget until it is answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """What came of a call. `outcome` is ANSWERED where there is a response to judge, else ERROR or UNKNOWN."""
+
+    attempt: Attempt
+    reserve_usd: Decimal
+    outcome: Attempt.Outcome
+    reason: str = ""
+    detail: str = ""
+    http_status: int | None = None
+    body: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    latency_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """A completion that became an annotation."""
+
+    attempt: Attempt
+    run_task: RunTask
+    answer: Answer
+    rationale: str
+    prompt_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A completion that did not."""
+
+    attempt: Attempt
+    outcome: Attempt.Outcome
+    """REJECTED when there was a completion, ERROR when the response held none."""
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenUp:
+    """A task for which no further call is made."""
+
+    run_task: RunTask
+    state: RunTask.State
+    """REJECTED when any completion came, FAILED when none did."""
+    reason: str
+
+
+class RunStopped(Exception):
+    """The run is paused or has ended: no further call."""
+
+
+class BudgetReached(Exception):
+    """The next call might cost more than is left; the message is one line."""
+
+
+def open_attempts(run_id: int, chunk_id: int, intents: Sequence[Intent]) -> list[Attempt | None]:
+    """Write attempts down before their calls. None where the budget is held by calls on their way: ask again later.
+
+    Raises RunStopped, and BudgetReached when not even one call fits while none is on its way.
+    """
+    # Locked, so that workers on other chunks of the run cannot spend the same dollar.
+    run = Run.objects.select_for_update().get(pk=run_id)
+    if run.state != Run.State.RUNNING:
+        raise RunStopped
+    granted = list(intents) if run.budget_usd is None else _within_budget(run, run.budget_usd, intents)
+    attempts = Attempt.objects.bulk_create(
+        [Attempt(run_task_id=intent.run_task_id, number=intent.number, request_id=uuid.uuid4()) for intent in granted]
+    )
+    _add(chunk_id, calls=len(granted), reserved_usd=sum((intent.reserve_usd for intent in granted), Decimal(0)))
+    return [*attempts, *[None] * (len(intents) - len(attempts))]
+
+
+def _within_budget(run: Run, budget: Decimal, intents: Sequence[Intent]) -> list[Intent]:
+    sums = RunChunk.objects.filter(run=run).aggregate(spent=Sum("cost_usd"), reserved=Sum("reserved_usd"))
+    spent, reserved = sums["spent"] or Decimal(0), sums["reserved"] or Decimal(0)
+    granted: list[Intent] = []
+    for intent in intents:
+        if spent + reserved + intent.reserve_usd > budget:
+            break
+        reserved += intent.reserve_usd
+        granted.append(intent)
+    if not granted and not reserved:
+        raise BudgetReached(
+            f"the budget of {budget:.4f} USD is reached: {spent:.4f} USD are spent, "
+            f"and the next call may cost {intents[0].reserve_usd:.4f} USD"
+        )
+    return granted
+
+
+def record_answers(endpoint: Endpoint, chunk_id: int, answers: Sequence[Answered]) -> None:
+    """Keep what came back, word for word, and what it cost, before anybody reads it."""
+    now = timezone.now()
+    input_tokens = output_tokens = 0
+    cost = reserved = Decimal(0)
+    for answer in answers:
+        attempt = answer.attempt
+        attempt.outcome = answer.outcome
+        attempt.reason = answer.reason
+        attempt.detail = answer.detail[:500]
+        attempt.http_status = answer.http_status
+        attempt.input_tokens = answer.input_tokens
+        attempt.output_tokens = answer.output_tokens
+        attempt.cost_usd = cost_of(endpoint, answer.input_tokens, answer.output_tokens)
+        attempt.latency_ms = answer.latency_ms
+        attempt.answered_at = None if answer.outcome == Attempt.Outcome.UNKNOWN else now
+        input_tokens += answer.input_tokens
+        output_tokens += answer.output_tokens
+        cost += attempt.cost_usd
+        reserved += answer.reserve_usd
+    Attempt.objects.bulk_update(
+        [answer.attempt for answer in answers],
+        [
+            "outcome", "reason", "detail", "http_status", "input_tokens", "output_tokens", "cost_usd", "latency_ms",
+            "answered_at",
+        ],
+    )  # fmt: skip
+    RawResponse.objects.bulk_create(
+        [RawResponse(attempt=answer.attempt, body=answer.body) for answer in answers if answer.body]
+    )
+    _add(chunk_id, input_tokens=input_tokens, output_tokens=output_tokens, cost_usd=cost, reserved_usd=-reserved)
+
+
+def accept(run: Run, annotator: Annotator, chunk_id: int, accepted: Sequence[Accepted]) -> None:
+    """Make annotations of completions. The key names run and task: after a crash the same one is found, not doubled."""
+    annotations = annotations_services.record_annotations(
+        [
+            NewAnnotation(
+                task=row.run_task.task,
+                annotator=annotator,
+                approach=run.approach,
+                answer=row.answer,
+                rationale=row.rationale,
+                idempotency_key=f"run-{run.pk}-task-{row.run_task.task_id}",
+                prompt_version=row.prompt_version,
+                copied_from=row.run_task.given_from,
+                meta={"attempt": row.attempt.pk},
+            )
+            for row in accepted
+        ]
+    )
+    for row, annotation in zip(accepted, annotations, strict=True):
+        _settle_task(row.run_task, RunTask.State.ACCEPTED, "", annotation)
+        row.attempt.outcome = Attempt.Outcome.ACCEPTED
+    Attempt.objects.bulk_update([row.attempt for row in accepted], ["outcome"])
+    RunTask.objects.bulk_update([row.run_task for row in accepted], ["state", "reason", "annotation"])
+    _add(chunk_id, accepted=len(accepted))
+
+
+def refuse(refused: Sequence[Refused]) -> None:
+    """Mark attempts whose completion was not taken, with the reason."""
+    for row in refused:
+        row.attempt.outcome = row.outcome
+        row.attempt.reason = row.reason
+        row.attempt.detail = row.detail[:500]
+    Attempt.objects.bulk_update([row.attempt for row in refused], ["outcome", "reason", "detail"])
+
+
+def give_up(chunk_id: int, given_up: Sequence[GivenUp]) -> None:
+    """Settle tasks without an annotation."""
+    for row in given_up:
+        _settle_task(row.run_task, row.state, row.reason, None)
+    RunTask.objects.bulk_update([row.run_task for row in given_up], ["state", "reason", "annotation"])
+    rejected = sum(row.state == RunTask.State.REJECTED for row in given_up)
+    _add(chunk_id, rejected=rejected, failed=len(given_up) - rejected)
+
+
+def _settle_task(run_task: RunTask, state: RunTask.State, reason: str, annotation: Annotation | None) -> None:
+    run_task.state = state
+    run_task.reason = reason
+    run_task.annotation = annotation
+
+
+def _add(chunk_id: int, **amounts: int | Decimal) -> None:
+    """Add to the chunk's sums. Its one holder may read and write back, and for money has to: added up in the database,
+    SQLite's decimals are binary fractions, and a remainder of 1e-16 would stay reserved for ever."""
+    chunk = RunChunk.objects.get(pk=chunk_id)
+    for name, amount in amounts.items():
+        setattr(chunk, name, getattr(chunk, name) + amount)
+    chunk.save(update_fields=list(amounts))
+
+
+def recover(chunk_id: int) -> int:
+    """What a killed worker left: calls that were on their way become UNKNOWN, perhaps charged. Returns how many."""
+    cut = Attempt.objects.filter(run_task__chunk=chunk_id, outcome=Attempt.Outcome.SENT).update(
+        outcome=Attempt.Outcome.UNKNOWN, reason=INTERRUPTED, detail="the worker ended before the answer came"
+    )
+    RunChunk.objects.filter(pk=chunk_id).update(reserved_usd=0)
+    return cut
+
+
+INTERRUPTED = "interrupted"
+"""The reason of an attempt that a kill cut off: not the endpoint's fault, so it does not use up a task's attempts."""

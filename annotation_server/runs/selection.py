@@ -1,0 +1,97 @@
+"""Which tasks a run works on, per approach, and which answer an answer-driven run explains.
+
+Not here: making the run (services.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from django.db.models import Exists, OuterRef, Q, QuerySet
+
+from annotation_server.annotations.models import Annotation, Approach
+from annotation_server.projects.models import Project
+from annotation_server.runs.models import Endpoint
+from annotation_server.tasks.models import Task
+from trainer.contract.answers import Answer
+
+_BATCH = 500
+_GIVEN_BY = (Annotation.Standing.VOTE, Annotation.Standing.DECISION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What somebody asked a run to do."""
+
+    project: Project
+    endpoint: Endpoint
+    approach: Approach
+    dimensions: Collection[str] = ()
+    """Empty: all of them."""
+    task_ids: Collection[int] | None = None
+    """Only these tasks; None: all that the approach can work on."""
+    resolved_too: bool = False
+    """Automated: also tasks that have an answer, to compare with it."""
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """A task of a run to be, with the answer to explain where there is one."""
+
+    task_id: int
+    given_answer: Answer | None = None
+    given_from_id: int | None = None
+
+
+def select_tasks(wanted: Wanted) -> QuerySet[Task]:
+    """The tasks in order of id, already annotated ones of this endpoint left out."""
+    tasks = Task.objects.filter(project=wanted.project)
+    if wanted.dimensions:
+        tasks = tasks.filter(dimension__in=wanted.dimensions)
+    if wanted.task_ids is not None:
+        tasks = tasks.filter(pk__in=wanted.task_ids)
+    by_this_annotator = Annotation.objects.filter(
+        task=OuterRef("pk"), annotator=wanted.endpoint.annotator, approach=wanted.approach
+    )
+    tasks = tasks.exclude(Exists(by_this_annotator))
+    if wanted.approach == Approach.ANSWER_DRIVEN:
+        tasks = tasks.filter(_answer_without_rationale())
+    elif not wanted.resolved_too:
+        tasks = tasks.exclude(state=Task.State.RESOLVED)
+    tasks = tasks.order_by("pk")
+    return tasks if wanted.limit is None else tasks[: wanted.limit]
+
+
+def _answer_without_rationale() -> Q:
+    """Resolved tasks nobody gave a reasoning for, and open ones with a first vote. Disputed ones have no answer yet."""
+    voted = Q(Exists(Annotation.objects.filter(task=OuterRef("pk"), standing=Annotation.Standing.VOTE)))
+    return Q(resolution__isnull=False, resolution__rationale_from=None) | (
+        Q(resolution=None, state=Task.State.OPEN) & (Q(gold__isnull=False) | voted)
+    )
+
+
+def with_given_answers(wanted: Wanted, tasks: QuerySet[Task]) -> Iterator[Selected]:
+    """The selected tasks one by one, read in batches so that half a million of them need little memory."""
+    if wanted.approach != Approach.ANSWER_DRIVEN:
+        yield from map(Selected, tasks.values_list("pk", flat=True).iterator(_BATCH))
+        return
+    rows = tasks.values_list("pk", "resolution__answer", "gold__answer").iterator(_BATCH)
+    while batch := list(islice(rows, _BATCH)):
+        votes: dict[int, list[Annotation]] = {}
+        given_by = Annotation.objects.filter(task__in=[pk for pk, *_ in batch], standing__in=_GIVEN_BY)
+        for vote in given_by.only("task_id", "answer").order_by("pk"):
+            votes.setdefault(vote.task_id, []).append(vote)
+        for task_id, resolved, gold in batch:
+            yield _given(task_id, resolved, gold, votes.get(task_id, []))
+
+
+def _given(task_id: int, resolved: Answer | None, gold: Answer | None, votes: list[Annotation]) -> Selected:
+    """The answer that stands, else the first vote's; copied from the first vote that says so, if one does."""
+    answer = gold if resolved is None else resolved
+    if answer is None:
+        return Selected(task_id, votes[0].answer, votes[0].pk)
+    said_so = next((vote.pk for vote in votes if vote.answer == answer), None)
+    return Selected(task_id, answer, said_so)

@@ -1,0 +1,111 @@
+"""Reading runs: progress from the sums kept per chunk, reasons of refusals, what a worker needs of a chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from django.db.models import Avg, Count, QuerySet, Sum
+from django.utils import timezone
+
+from annotation_server.jobs.models import Job, JobKind
+from annotation_server.runs.costs import most_a_call_costs
+from annotation_server.runs.models import Attempt, Run, RunChunk, RunTask
+from annotation_server.runs.selection import Wanted, select_tasks
+
+_REFUSED = (Attempt.Outcome.REJECTED, Attempt.Outcome.ERROR, Attempt.Outcome.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunProgress:
+    """How far a run is, and what it has cost."""
+
+    tasks: int
+    accepted: int
+    rejected: int
+    failed: int
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal
+    tasks_per_second: float
+    """Since the run began; 0 before its first task is settled."""
+
+    @property
+    def settled(self) -> int:
+        """Tasks that need no further call."""
+        return self.accepted + self.rejected + self.failed
+
+    @property
+    def share(self) -> float:
+        """Of its tasks, how many are settled: 0 to 1."""
+        return self.settled / self.tasks if self.tasks else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run would work on, and what it would cost at most if every task took one call."""
+
+    tasks: int
+    cost_usd: Decimal
+
+
+def estimate(wanted: Wanted, max_tokens: int = 512) -> Estimate:
+    """Tasks and cost of a run that has not been started."""
+    found = select_tasks(wanted).aggregate(tasks=Count("pk"), candidates=Avg("candidate_count"))
+    candidates = round(found["candidates"] or 0)
+    return Estimate(found["tasks"], found["tasks"] * most_a_call_costs(wanted.endpoint, candidates, max_tokens))
+
+
+def run_progress(run: Run) -> RunProgress:
+    """Sums over the run's chunks: as many rows as there are chunks, however many tasks and calls there are."""
+    names = ("tasks", "accepted", "rejected", "failed", "calls", "input_tokens", "output_tokens")
+    sums = RunChunk.objects.filter(run=run).aggregate(*map(Sum, names), spent=Sum("cost_usd"))
+    counts: dict[str, int] = {name: sums[f"{name}__sum"] or 0 for name in names}
+    settled = counts["accepted"] + counts["rejected"] + counts["failed"]
+    seconds = ((run.finished_at or timezone.now()) - run.created_at).total_seconds()
+    return RunProgress(
+        tasks=counts["tasks"],
+        accepted=counts["accepted"],
+        rejected=counts["rejected"],
+        failed=counts["failed"],
+        calls=counts["calls"],
+        input_tokens=counts["input_tokens"],
+        output_tokens=counts["output_tokens"],
+        cost_usd=sums["spent"] or Decimal(0),
+        tasks_per_second=settled / seconds if seconds > 0 else 0.0,
+    )
+
+
+def refusals(run: Run) -> dict[str, int]:
+    """How many attempts were refused or failed, by reason, the most frequent first."""
+    counted = (
+        Attempt.objects.filter(run_task__run=run, outcome__in=_REFUSED)
+        .values_list("reason")
+        .annotate(times=Count("pk"))
+        .order_by("-times", "reason")
+    )
+    return dict(counted)
+
+
+def refused_attempts(run: Run) -> QuerySet[Attempt]:
+    """The attempts counted by `refusals`, the newest first, with their tasks."""
+    refused = Attempt.objects.filter(run_task__run=run, outcome__in=_REFUSED)
+    return refused.select_related("run_task__task__sample").order_by("-pk")
+
+
+def waiting_tasks(chunk: RunChunk) -> QuerySet[RunTask]:
+    """Tasks of a chunk that are not settled, with all that building their prompts and annotations needs."""
+    return (
+        RunTask.objects.filter(chunk=chunk, state=RunTask.State.WAITING)
+        .select_related("task__project", "task__sample__original", "given_from")
+        .prefetch_related("attempts", "task__sample__candidates__image")
+        .order_by("pk")
+    )
+
+
+def chunks_in_work(run: Run) -> int:
+    """How many chunks are being worked at the run's endpoint just now: they share its concurrency."""
+    going = RunChunk.objects.filter(run__endpoint=run.endpoint_id, run__state=Run.State.RUNNING)
+    jobs = Job.objects.filter(kind=JobKind.ANNOTATE_CHUNK, state=Job.State.RUNNING, object_id__in=going.values("pk"))
+    return jobs.count()
