@@ -182,6 +182,7 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
     "annotation_server.security.content_security_policy",
+    "annotation_server.errors.api_errors_in_one_shape",
 ]
 
 TEMPLATES = [
@@ -256,4 +257,6 @@ LOGGING = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
+    # One line per request of a run of half a million is no news: the ledger has them all.
+    "loggers": {"httpx2": {"level": "WARNING"}},
 }

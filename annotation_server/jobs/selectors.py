@@ -20,7 +20,17 @@ def live_jobs(kind: JobKind, object_ids: Iterable[int]) -> QuerySet[Job]:
     return Job.objects.filter(kind=kind, object_id__in=object_ids, state__in=Job.LIVE)
 
 
-def due_job_ids() -> QuerySet[Job, int]:
-    """Jobs a worker could claim now, the longest due first."""
+def next_due_job() -> Job | None:
+    """The job that a worker could claim now and that has been due longest."""
     due = Job.objects.filter(state=Job.State.QUEUED, due_at__lte=timezone.now())
-    return due.order_by("due_at", "pk").values_list("pk", flat=True)
+    return due.order_by("due_at", "pk").first()
+
+
+def any_live_job() -> bool:
+    """Whether any job waits or runs."""
+    return Job.objects.filter(state__in=Job.LIVE).exists()
+
+
+def newest_jobs(number: int) -> QuerySet[Job]:
+    """For the administrators' page."""
+    return Job.objects.order_by("-pk")[:number]

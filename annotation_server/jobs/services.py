@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from django.db import IntegrityError, transaction
-from django.db.models import Case, F, Q, QuerySet, Value, When
+from django.db.models import Case, F, PositiveIntegerField, Q, QuerySet, Value, When
 from django.dispatch import Signal
 from django.utils import timezone
 
@@ -121,7 +121,9 @@ def progress(job_id: int, token: uuid.UUID, *, done: int, total: int, message: s
     """
     return bool(
         _held(job_id, token).update(
-            tries=Case(When(progress_done__lt=done, then=Value(1)), default=F("tries")),
+            tries=Case(
+                When(progress_done__lt=done, then=Value(1)), default=F("tries"), output_field=PositiveIntegerField()
+            ),
             progress_done=done,
             progress_total=total,
             message=message[:500],
@@ -167,12 +169,13 @@ def cancel(job: Job) -> bool:
 
 def reconcile() -> Reconciled:
     """One pass: take back jobs whose worker fell silent, and wake a worker for those that wait unclaimed."""
+    taken_back, given_up = take_back_silent()
+    return Reconciled(sent=_send_waiting(timezone.now()), taken_back=taken_back, given_up=given_up)
+
+
+def take_back_silent() -> tuple[int, int]:
+    """Queue jobs again whose lease ran out, or fail those that are out of tries. Returns how many of each."""
     now = timezone.now()
-    taken_back, given_up = _take_back(now)
-    return Reconciled(sent=_send_waiting(now), taken_back=taken_back, given_up=given_up)
-
-
-def _take_back(now: datetime) -> tuple[int, int]:
     taken_back = given_up = 0
     silent = Job.objects.filter(state=Job.State.RUNNING, lease_expires_at__lt=now).order_by("pk")[:_PER_PASS]
     for job in silent:

@@ -97,10 +97,9 @@ def working(job_id: int) -> Iterator[HeldJob | None]:
     """
     claimed_at = time.monotonic()
     job = services.claim(job_id)
-    if job is None:
+    if job is None or job.lease_token is None:
         yield None
         return
-    assert job.lease_token is not None
     held = HeldJob(
         id=job.pk,
         object_id=job.object_id,

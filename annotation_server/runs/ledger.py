@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from django.db.models import F, Sum
+from django.db.models import Sum
 from django.utils import timezone
 
 from annotation_server.annotations import services as annotations_services
@@ -101,10 +101,7 @@ def open_attempts(run_id: int, chunk_id: int, intents: Sequence[Intent]) -> list
     attempts = Attempt.objects.bulk_create(
         [Attempt(run_task_id=intent.run_task_id, number=intent.number, request_id=uuid.uuid4()) for intent in granted]
     )
-    RunChunk.objects.filter(pk=chunk_id).update(
-        calls=F("calls") + len(granted),
-        reserved_usd=F("reserved_usd") + sum((intent.reserve_usd for intent in granted), Decimal(0)),
-    )
+    _add(chunk_id, calls=len(granted), reserved_usd=sum((intent.reserve_usd for intent in granted), Decimal(0)))
     return [*attempts, *[None] * (len(intents) - len(attempts))]
 
 
@@ -155,12 +152,7 @@ def record_answers(endpoint: Endpoint, chunk_id: int, answers: Sequence[Answered
     RawResponse.objects.bulk_create(
         [RawResponse(attempt=answer.attempt, body=answer.body) for answer in answers if answer.body]
     )
-    RunChunk.objects.filter(pk=chunk_id).update(
-        input_tokens=F("input_tokens") + input_tokens,
-        output_tokens=F("output_tokens") + output_tokens,
-        cost_usd=F("cost_usd") + cost,
-        reserved_usd=F("reserved_usd") - reserved,
-    )
+    _add(chunk_id, input_tokens=input_tokens, output_tokens=output_tokens, cost_usd=cost, reserved_usd=-reserved)
 
 
 def accept(run: Run, annotator: Annotator, chunk_id: int, accepted: Sequence[Accepted]) -> None:
@@ -186,7 +178,7 @@ def accept(run: Run, annotator: Annotator, chunk_id: int, accepted: Sequence[Acc
         row.attempt.outcome = Attempt.Outcome.ACCEPTED
     Attempt.objects.bulk_update([row.attempt for row in accepted], ["outcome"])
     RunTask.objects.bulk_update([row.run_task for row in accepted], ["state", "reason", "annotation"])
-    RunChunk.objects.filter(pk=chunk_id).update(accepted=F("accepted") + len(accepted))
+    _add(chunk_id, accepted=len(accepted))
 
 
 def refuse(refused: Sequence[Refused]) -> None:
@@ -204,15 +196,22 @@ def give_up(chunk_id: int, given_up: Sequence[GivenUp]) -> None:
         _settle_task(row.run_task, row.state, row.reason, None)
     RunTask.objects.bulk_update([row.run_task for row in given_up], ["state", "reason", "annotation"])
     rejected = sum(row.state == RunTask.State.REJECTED for row in given_up)
-    RunChunk.objects.filter(pk=chunk_id).update(
-        rejected=F("rejected") + rejected, failed=F("failed") + len(given_up) - rejected
-    )
+    _add(chunk_id, rejected=rejected, failed=len(given_up) - rejected)
 
 
 def _settle_task(run_task: RunTask, state: RunTask.State, reason: str, annotation: Annotation | None) -> None:
     run_task.state = state
     run_task.reason = reason
     run_task.annotation = annotation
+
+
+def _add(chunk_id: int, **amounts: int | Decimal) -> None:
+    """Add to the chunk's sums. Its one holder may read and write back, and for money has to: added up in the database,
+    SQLite's decimals are binary fractions, and a remainder of 1e-16 would stay reserved for ever."""
+    chunk = RunChunk.objects.get(pk=chunk_id)
+    for name, amount in amounts.items():
+        setattr(chunk, name, getattr(chunk, name) + amount)
+    chunk.save(update_fields=list(amounts))
 
 
 def recover(chunk_id: int) -> int:

@@ -6,7 +6,10 @@ Not here: calling (annotation_workers/model_client.py); keys: an endpoint names 
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import Q
@@ -17,11 +20,22 @@ from annotation_server.projects.models import Project
 from annotation_server.tasks.models import Task
 
 
+def http_url(value: str) -> None:
+    """A validator: Django's own refuses the names of a private network, such as http://vllm:8000/v1."""
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable or value != "".join(value.split()):
+        raise ValidationError("Expected http://host:port/v1 or https://host/v1.")
+
+
 class Endpoint(models.Model):
     """An OpenAI-compatible server and one model on it."""
 
     name = models.SlugField(max_length=60, unique=True)
-    base_url = models.URLField(max_length=500, help_text="Up to and including /v1.")
+    base_url = models.CharField(max_length=500, validators=[http_url], help_text="Up to and including /v1.")
     model = models.CharField(max_length=200)
     api_key_env = models.CharField(
         max_length=80,

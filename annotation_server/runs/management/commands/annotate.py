@@ -1,0 +1,110 @@
+"""`manage.py annotate PROJECT --approach … --endpoint …`: start a run of model annotation and follow it to its end."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from annotation_server.annotations.models import Approach
+from annotation_server.jobs.models import Job, JobKind
+from annotation_server.progress import Progress
+from annotation_server.projects.models import Project
+from annotation_server.runs import selectors, services
+from annotation_server.runs.following import wait_until, worker_here
+from annotation_server.runs.models import Endpoint, Run
+from annotation_server.runs.selection import Wanted
+from trainer.contract.dimensions import DIMENSIONS
+
+
+class Command(BaseCommand):
+    """Fetch project and endpoint, start the run, follow, report."""
+
+    help = "Annotate a project's tasks with a model: reasoning and answer, or the reasoning for a person's answer."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """What to annotate, with which model, and how much of it."""
+        parser.add_argument("project", metavar="PROJECT", help="the project's slug")
+        parser.add_argument("--approach", required=True, choices=sorted(services.PROMPT_OF))
+        parser.add_argument("--endpoint", required=True, metavar="NAME", help="as named by add_endpoint")
+        parser.add_argument("--limit", type=int, metavar="N", help="at most so many tasks")
+        parser.add_argument("--budget", metavar="USD", help="make no call that could take the run's cost above this")
+        parser.add_argument("--dimension", action="append", default=[], choices=[d.value for d in DIMENSIONS])
+        parser.add_argument("--resolved-too", action="store_true", help="automated: also tasks that have an answer")
+        parser.add_argument("--here", action="store_true", help="start a worker for it, without a queue server")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Exit code 0 when every task was settled, 1 when the run stopped before, 2 for a mistake in the command."""
+        wanted = self._wanted(options)
+        try:
+            run = services.start_run(wanted, budget_usd=_usd(options["budget"]))
+        except services.RunRefused as error:
+            raise CommandError(str(error)) from None
+        self.stderr.write(f"run {run.pk}: {selectors.run_progress(run).tasks} tasks, {run.approach} by {run.endpoint}")
+        try:
+            with worker_here(options["here"]):
+                self._follow(run)
+        except KeyboardInterrupt:
+            if options["here"]:
+                services.pause(run, reason="interrupted at the keyboard")
+                raise CommandError(f"run {run.pk} is paused") from None
+            raise CommandError(f"run {run.pk} goes on in the workers; pause it on its page") from None
+        self._report(run)
+
+    def _wanted(self, options: dict[str, Any]) -> Wanted:
+        project = Project.objects.filter(slug=options["project"]).first()
+        if project is None:
+            raise CommandError(f"there is no project {options['project']!r}", returncode=2)
+        endpoint = Endpoint.objects.filter(name=options["endpoint"]).first()
+        if endpoint is None:
+            known = ", ".join(Endpoint.objects.order_by("name").values_list("name", flat=True)) or "none yet"
+            raise CommandError(f"there is no endpoint {options['endpoint']!r}; there are: {known}", returncode=2)
+        if options["limit"] is not None and options["limit"] < 1:
+            raise CommandError(f"--limit is at least 1, got {options['limit']}", returncode=2)
+        return Wanted(
+            project=project,
+            endpoint=endpoint,
+            approach=Approach(options["approach"]),
+            dimensions=options["dimension"],
+            resolved_too=options["resolved_too"],
+            limit=options["limit"],
+        )
+
+    def _follow(self, run: Run) -> None:
+        show = Progress()
+
+        def ended() -> bool:
+            run.refresh_from_db()
+            progress = selectors.run_progress(run)
+            words = f"{progress.accepted} accepted, {progress.rejected} rejected, {progress.failed} failed"
+            show(progress.settled, progress.tasks, f"{words}, ${progress.cost_usd:.4f}")
+            return run.state not in Run.GOING
+
+        def begun() -> bool:
+            jobs = Job.objects.filter(kind=JobKind.ANNOTATE_CHUNK, object_id__in=run.chunks.values("pk"))
+            return jobs.filter(started_at__isnull=False).exists()
+
+        wait_until(ended, begun, self.stderr.write)
+        show.end()
+
+    def _report(self, run: Run) -> None:
+        progress = selectors.run_progress(run)
+        self.stdout.write(
+            f"run {run.pk} {run.state}: {progress.accepted} accepted, {progress.rejected} rejected, "
+            f"{progress.failed} failed of {progress.tasks} tasks; {progress.calls} calls, "
+            f"{progress.input_tokens} + {progress.output_tokens} tokens, ${progress.cost_usd:.4f}"
+        )
+        for reason, times in selectors.refusals(run).items():
+            self.stdout.write(f"  {reason}: {times}")
+        if run.state != Run.State.DONE:
+            raise CommandError(run.error or f"the run was {run.state}")
+
+
+def _usd(text: str | None) -> Decimal | None:
+    if text is None:
+        return None
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise CommandError(f"--budget is an amount in USD such as 2.50, got {text!r}", returncode=2) from None

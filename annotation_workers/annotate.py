@@ -1,0 +1,343 @@
+"""One chunk of a run, from its waiting tasks to settled ones: many calls at once, every one in the ledger first.
+
+The order for each call: the attempt is committed, the request made, the response committed with its cost, and only then
+read and judged. Whoever is killed anywhere in between leaves rows from which the next worker goes on.
+Not here: the request (model_client.py), prompts and judging (automated.py, answer_driven.py), writing (waves.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+from django.db import transaction
+
+from annotation_server.annotations.models import Approach
+from annotation_server.jobs.working import HeldJob, JobRefused, TryLater
+from annotation_server.runs import ledger, selectors
+from annotation_server.runs import services as runs_services
+from annotation_server.runs.costs import most_a_call_costs
+from annotation_server.runs.ledger import Accepted, Answered, BudgetReached, GivenUp, Intent, Refused, RunStopped
+from annotation_server.runs.models import Attempt, RunChunk, RunTask
+from annotation_workers import answer_driven, automated
+from annotation_workers.model_client import EndpointUnusable, Failure, Means, ModelClient, Reading, read_reply
+from annotation_workers.pictures import PictureMissing, Pictures
+from annotation_workers.verdicts import ModelApproach, Question, Rejected
+from annotation_workers.waves import Fact, Waves
+from trainer.contract.dimensions import Dimension, Polarity
+from trainer.contract.prompts import PROMPT_VERSIONS, openai_messages
+
+APPROACHES: dict[str, ModelApproach] = {
+    Approach.AUTOMATED: ModelApproach(automated.build_prompt, automated.judge),
+    Approach.ANSWER_DRIVEN: ModelApproach(answer_driven.build_prompt, answer_driven.judge),
+}
+BUSY_ROUNDS = 8
+LONGEST_WAIT = 60.0
+_SHARE_SECONDS = 2.0
+_BUDGET_SECONDS = 0.2
+NOBODYS_FAULT = frozenset({ledger.INTERRUPTED, "unreachable", "rate_limit", "overloaded"})
+"""Reasons of attempts that do not use up what a task may take."""
+
+
+class EndpointAway(Exception):
+    """The endpoint is down, or answers nobody for the moment; the message is one line."""
+
+
+class RunEnded(Exception):
+    """No call of this run can succeed; the message is one line."""
+
+
+@dataclass
+class Waiting:
+    """A task in hand."""
+
+    run_task: RunTask
+    question: Question
+    calls: int
+    """Attempts written down, whatever came of them."""
+    used: int
+    """Attempts that count towards the run's most."""
+    any_completion: bool
+    unjudged: tuple[Attempt, str] | None
+    """An answer that was paid for and not judged before the last worker ended, with its body."""
+
+
+def annotate_chunk(job: HeldJob) -> None:
+    """Work on a chunk until its tasks are settled or the run stops. Called again, it goes on where it was."""
+    chunk = RunChunk.objects.select_related("run__endpoint__annotator", "run__project").get(pk=job.object_id)
+    run = chunk.run
+    if not runs_services.begin(run.pk):
+        job.outcome = "The run is not going."
+        return
+    try:
+        current = PROMPT_VERSIONS[runs_services.PROMPT_OF[run.approach]]
+        if run.prompt_version != current:
+            raise RunEnded(
+                f"the run asks with prompt {run.prompt_version}, this program with {current}: start a new one"
+            )
+        asyncio.run(_ChunkInHand(job, chunk).work())
+    except (RunEnded, EndpointUnusable) as error:
+        runs_services.fail(run, str(error))
+        raise JobRefused(str(error)) from None
+    except EndpointAway as error:
+        if job.last_chance:
+            # Not failed: what is missing is outside of the run, and it can go on once that is mended.
+            runs_services.pause(run, reason=str(error))
+        raise TryLater(str(error)) from None
+    except BudgetReached as error:
+        runs_services.pause(run, reason=str(error))
+        job.outcome = str(error)
+    except RunStopped:
+        job.outcome = "The run was paused or ended."
+
+
+class _ChunkInHand:
+    """The state of one chunk's work in this process."""
+
+    def __init__(self, job: HeldJob, chunk: RunChunk) -> None:
+        self._job = job
+        self._chunk = chunk
+        self._run = chunk.run
+        self._endpoint = chunk.run.endpoint
+        self._approach = APPROACHES[chunk.run.approach]
+        self._pictures = Pictures(self._endpoint.image_side)
+        self._queue: deque[Waiting] = deque()
+        self._stop: Exception | None = None
+        self._settled = 0
+        self._allowed = 1
+        self._ever_answered = False
+        self._resting_until = 0.0
+        self._busy_rounds = 0
+        self._bad_in_a_row = 0
+
+    async def work(self) -> None:
+        """All waiting tasks, as many at once as the endpoint allows. Raises what stopped the work, if something did."""
+        async with Waves(self._job, self._chunk) as waves, ModelClient(self._endpoint) as client:
+            self._waves, self._client = waves, client
+            await waves.in_thread(self._load)
+            sharing = asyncio.create_task(self._keep_sharing())
+            lanes = min(self._endpoint.concurrency, len(self._queue))
+            await _together([self._lane(place) for place in range(lanes)], beside=sharing)
+        if self._stop is not None:
+            raise self._stop
+
+    def _load(self) -> None:
+        with transaction.atomic():
+            self._job.fence()
+            ledger.recover(self._chunk.pk)
+        progress = selectors.run_progress(self._run)
+        self._ever_answered = progress.accepted + progress.rejected > 0
+        self._queue.extend(self._waiting(run_task) for run_task in selectors.waiting_tasks(self._chunk))
+        self._settled = self._chunk.tasks - len(self._queue)
+        self._share()
+
+    def _share(self) -> None:
+        """What the endpoint takes at once is for all workers together: each chunk in work gets its share."""
+        self._allowed = max(1, self._endpoint.concurrency // max(1, selectors.chunks_in_work(self._run)))
+
+    def _waiting(self, run_task: RunTask) -> Waiting:
+        attempts = list(run_task.attempts.all())
+        answered = next((attempt for attempt in attempts if attempt.outcome == Attempt.Outcome.ANSWERED), None)
+        judged_or_failed = [a for a in attempts if a.outcome not in (Attempt.Outcome.ANSWERED, Attempt.Outcome.SENT)]
+        return Waiting(
+            run_task=run_task,
+            question=Question(
+                dimension=Dimension(run_task.task.dimension),
+                polarity=Polarity(self._run.project.polarity),
+                candidates=run_task.task.candidate_count,
+                given_answer=run_task.given_answer,
+            ),
+            calls=len(attempts),
+            used=sum(attempt.reason not in NOBODYS_FAULT for attempt in judged_or_failed),
+            any_completion=any(attempt.outcome == Attempt.Outcome.REJECTED for attempt in attempts),
+            unjudged=(answered, answered.response.body) if answered else None,
+        )
+
+    async def _keep_sharing(self) -> None:
+        while True:
+            await asyncio.sleep(_SHARE_SECONDS)
+            await self._waves.in_thread(self._share)
+
+    async def _lane(self, place: int) -> None:
+        while self._queue and self._stop is None:
+            if place < self._allowed:
+                await self._annotate(self._queue.popleft())
+            else:
+                await asyncio.sleep(_SHARE_SECONDS / 4)
+
+    async def _annotate(self, waiting: Waiting) -> None:
+        """One task to its end, or until the run stops."""
+        if waiting.unjudged is not None:
+            attempt, body = waiting.unjudged
+            if await self._judge(waiting, attempt, read_reply(body)):
+                return
+        try:
+            messages = await asyncio.to_thread(self._messages, waiting)
+        except PictureMissing:
+            await self._keep(waiting, give_up="image_missing")
+            return
+        reserve = most_a_call_costs(self._endpoint, waiting.question.candidates, self._run.max_tokens)
+        while (opened := await self._next_attempt(waiting, reserve)) is not None:
+            if await self._call(waiting, opened, messages, reserve):
+                return
+
+    def _messages(self, waiting: Waiting) -> list[dict[str, Any]]:
+        sample = waiting.run_task.task.sample
+        images = [sample.original, *(candidate.image for candidate in sample.candidates.all())]
+        prompt = self._approach.build_prompt(waiting.question)
+        return openai_messages(prompt, [self._pictures.data_uri(image) for image in images])
+
+    async def _next_attempt(self, waiting: Waiting, reserve: Decimal) -> Attempt | None:
+        """The next call's row, once it is its turn and the budget allows it; None when the work stops."""
+        while self._stop is None:
+            if (rest := self._resting_until - time.monotonic()) > 0:
+                await asyncio.sleep(min(rest, 0.5))
+                continue
+            try:
+                attempt = await self._waves.intend(Intent(waiting.run_task.pk, waiting.calls + 1, reserve))
+            except (RunStopped, BudgetReached) as error:
+                self._stop = error
+                return None
+            if attempt is not None:
+                waiting.calls += 1
+                return attempt
+            await asyncio.sleep(_BUDGET_SECONDS)
+        return None
+
+    async def _call(self, waiting: Waiting, attempt: Attempt, messages: list[dict[str, Any]], reserve: Decimal) -> bool:
+        """Make the call and keep what came of it; True when the task is settled by it."""
+        sent_at = time.monotonic()
+        result = await self._client.complete(
+            messages,
+            request_id=attempt.request_id,
+            # A refused completion would come again word for word at temperature 0.
+            temperature=min(1.0, self._run.temperature + 0.3 * waiting.used),
+            max_tokens=self._run.max_tokens,
+        )
+        if isinstance(result, Failure):
+            answered = Answered(
+                attempt=attempt,
+                reserve_usd=reserve,
+                outcome=Attempt.Outcome.UNKNOWN if result.means is Means.UNKNOWN else Attempt.Outcome.ERROR,
+                reason=result.reason,
+                detail=result.detail,
+                http_status=result.status,
+                body=result.body,
+                latency_ms=result.latency_ms,
+            )
+            hopeless = self._after_failure(waiting, result, sent_at)
+            return await self._keep(waiting, answered, give_up=result.reason if hopeless else "")
+        reading = read_reply(result.body)
+        await self._waves.keep(
+            Answered(
+                attempt=attempt,
+                reserve_usd=reserve,
+                outcome=Attempt.Outcome.ANSWERED,
+                http_status=result.status,
+                body=result.body,
+                input_tokens=reading.input_tokens,
+                output_tokens=reading.output_tokens,
+                latency_ms=result.latency_ms,
+            )
+        )
+        return await self._judge(waiting, attempt, reading)
+
+    async def _judge(self, waiting: Waiting, attempt: Attempt, reading: Reading) -> bool:
+        """Turn a kept response into an annotation, or refuse it; True when the task is settled by it."""
+        if reading.problem:
+            self._count_bad(reading.detail)
+            outcome, refusal = Attempt.Outcome.ERROR, Rejected(reading.problem, reading.detail)
+        else:
+            self._bad_in_a_row = self._busy_rounds = 0
+            self._ever_answered = True
+            verdict = self._approach.judge(waiting.question, reading.text)
+            if not isinstance(verdict, Rejected):
+                await self._waves.keep(
+                    Accepted(
+                        attempt=attempt,
+                        run_task=waiting.run_task,
+                        answer=verdict.answer,
+                        rationale=verdict.rationale,
+                        prompt_version=self._run.prompt_version,
+                    )
+                )
+                await self._one_settled()
+                return True
+            outcome, refusal = Attempt.Outcome.REJECTED, verdict
+            waiting.any_completion = True
+        waiting.used += 1
+        refused = Refused(attempt=attempt, outcome=outcome, reason=refusal.reason, detail=refusal.detail)
+        hopeless = reading.final or self._used_up(waiting)
+        return await self._keep(waiting, refused, give_up=refusal.reason if hopeless else "")
+
+    def _after_failure(self, waiting: Waiting, failure: Failure, sent_at: float) -> bool:
+        """What a failed call means for the rest of the work; True when this task is not asked again."""
+        match failure.means:
+            case Means.UNREACHABLE:
+                self._stop = self._stop or EndpointAway(failure.detail)
+            case Means.RUN:
+                self._stop = RunEnded(failure.detail)
+            case Means.BAD_REQUEST if not self._ever_answered:
+                self._stop = RunEnded(failure.detail)
+            case Means.BAD_REQUEST | Means.TASK:
+                return True
+            case Means.BUSY:
+                self._rest(failure, sent_at)
+            case Means.BROKEN | Means.UNKNOWN:
+                self._count_bad(failure.detail)
+                waiting.used += 1
+                return self._used_up(waiting)
+        return False
+
+    def _used_up(self, waiting: Waiting) -> bool:
+        return waiting.used >= self._run.max_attempts
+
+    async def _keep(self, waiting: Waiting, *facts: Fact, give_up: str) -> bool:
+        """Commit what came of a call, and with it the end of the task where `give_up` names a reason."""
+        if not give_up:
+            await self._waves.keep(*facts)
+            return False
+        state = RunTask.State.REJECTED if waiting.any_completion else RunTask.State.FAILED
+        await self._waves.keep(*facts, GivenUp(run_task=waiting.run_task, state=state, reason=give_up))
+        await self._one_settled()
+        return True
+
+    def _rest(self, failure: Failure, sent_at: float) -> None:
+        """Everybody waits as long as the endpoint asks, or twice as long as last time."""
+        now = time.monotonic()
+        if sent_at < self._resting_until:
+            return  # sent before the endpoint said so to another call: nothing new
+        self._busy_rounds += 1
+        if self._busy_rounds > BUSY_ROUNDS:
+            self._stop = EndpointAway(f"{failure.detail} ({BUSY_ROUNDS} times in a row)")
+        asked = failure.retry_after if failure.retry_after is not None else 2.0 ** (self._busy_rounds - 1)
+        self._resting_until = now + min(asked, LONGEST_WAIT)
+
+    def _count_bad(self, detail: str) -> None:
+        """An endpoint that fails every call must not use up the attempts of half a million tasks."""
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row >= self._endpoint.concurrency + 10:
+            self._stop = self._stop or EndpointAway(f"{detail} ({self._bad_in_a_row} calls in a row failed)")
+
+    async def _one_settled(self) -> None:
+        self._settled += 1
+        await self._waves.in_thread(partial(self._job.progress, self._settled, self._chunk.tasks))
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, None]], *, beside: asyncio.Task[None]) -> None:
+    """All of it, `beside` for as long; the first error ends the rest and is raised as it is."""
+    tasks = [asyncio.create_task(part) for part in work]
+    everything = asyncio.ensure_future(asyncio.gather(*tasks))
+    try:
+        await asyncio.wait((everything, beside), return_when=asyncio.FIRST_COMPLETED)
+        await (everything if everything.done() else beside)  # `beside` ends only by an error
+    finally:
+        for task in (*tasks, beside):
+            task.cancel()
+        await asyncio.gather(everything, *tasks, beside, return_exceptions=True)

@@ -1,0 +1,200 @@
+"""A model endpoint over real HTTP, in its own process, that misbehaves on demand and counts what it charges.
+
+`python fake_endpoint.py` prints its port. `POST /control` takes {"mode": …, "script": […], "delay": …}: the script's
+modes answer one request each, then the mode answers the rest. `GET /charges` says per X-Request-ID how often it was
+called and what was charged for it. Not here: any import of Winnow; this is the other side of the wire.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import deque
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+INPUT_TOKENS = 1000
+OUTPUT_TOKENS = 50
+
+# What a mode says instead of a good completion, with status 200 and a charge.
+COMPLETIONS = {
+    "malformed": "The second one looks best to me.",
+    "no_rationale": "<think></think><answer>{answer}</answer>",
+    "truncated": "<think>Candidate A stands on the ground and",
+    "nasty": "<think>\x00</script><img src=x onerror=alert(1)>\ud800\u202e A stands</think><answer>{answer}</answer>",
+    "empty": "",
+}
+# Status, code and message of the modes that answer with an error and charge nothing.
+ERRORS = {
+    "rate_limit": (429, "rate_limit_exceeded", "slow down"),
+    "overloaded": (503, "overloaded", "come back later"),
+    "error": (500, "server_error", "something broke"),
+    "unauthorised": (401, "invalid_api_key", "Incorrect API key provided: {key}"),
+    "not_found": (404, "model_not_found", "there is no such model"),
+    "context_length": (400, "context_length_exceeded", "maximum context length is 4096 tokens"),
+    "bad_request": (400, "invalid_request", "unknown parameter"),
+}
+
+
+class State:
+    """What the endpoint is told to do, and what it did."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        self.mode = "good"
+        self.script: deque[str] = deque()
+        self.delay = 0.0
+        self.retry_after: str | None = None
+        self.charges: dict[str, dict[str, int]] = {}
+        self.now = 0
+        self.most_at_once = 0
+        self.last_request: dict[str, Any] = {}
+
+    def next_mode(self) -> str:
+        with self.lock:
+            return self.script.popleft() if self.script else self.mode
+
+    def called(self, request_id: str) -> None:
+        with self.lock:
+            self.charges.setdefault(request_id, {"calls": 0, "input_tokens": 0, "output_tokens": 0})["calls"] += 1
+
+    def charge(self, request_id: str) -> None:
+        with self.lock:
+            self.charges[request_id]["input_tokens"] += INPUT_TOKENS
+            self.charges[request_id]["output_tokens"] += OUTPUT_TOKENS
+
+
+STATE = State()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        with STATE.lock:
+            seen = {
+                "charges": STATE.charges,
+                "most_at_once": STATE.most_at_once,
+                "last_request": STATE.last_request,
+            }
+        self.send(200, seen)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/control":
+            self.control(body)
+        else:
+            with STATE.lock:
+                STATE.now += 1
+                STATE.most_at_once = max(STATE.most_at_once, STATE.now)
+                STATE.last_request = body
+            try:
+                self.complete(body)
+            finally:
+                with STATE.lock:
+                    STATE.now -= 1
+
+    def control(self, body: dict[str, Any]) -> None:
+        with STATE.lock:
+            if body.get("reset"):
+                STATE.reset()
+            STATE.mode = body.get("mode", STATE.mode)
+            STATE.script = deque(body.get("script", STATE.script))
+            STATE.delay = body.get("delay", STATE.delay)
+            STATE.retry_after = body.get("retry_after", STATE.retry_after)
+        self.send(200, {})
+
+    def complete(self, body: dict[str, Any]) -> None:
+        request_id = self.headers["X-Request-ID"]
+        mode = STATE.next_mode()
+        STATE.called(request_id)
+        if mode in ERRORS:
+            status, code, message = ERRORS[mode]
+            key = self.headers["Authorization"].removeprefix("Bearer ")
+            self.send(status, {"error": {"code": code, "message": message.format(key=key)}}, STATE.retry_after)
+            return
+        # Charged from here on, whether the caller lives to read the answer or not.
+        STATE.charge(request_id)
+        time.sleep(STATE.delay)
+        match mode:
+            case "html":
+                self.send_text("<html><body>Welcome to the proxy</body></html>", "text/html")
+            case "plain":
+                self.send_text("ok", "text/plain")
+            case "wrong_json":
+                self.send(200, {"hello": "world"})
+            case "cut":
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", "5000")
+                self.end_headers()
+                self.wfile.write(b'{"choices": [')
+                self.close_connection = True
+            case "refusal":
+                self.send(200, completion(None, refusal="I cannot help with that."))
+            case _:
+                self.send(200, completion(said(mode, body)))
+
+    def send(self, status: int, data: dict[str, Any], retry_after: str | None = None) -> None:
+        payload = json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        if retry_after is not None:
+            self.send_header("Retry-After", retry_after)
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def send_text(self, text: str, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+def said(mode: str, body: dict[str, Any]) -> str:
+    """A completion in the grammar: the answer the prompt gives, else A; another one in mode different."""
+    question = body["messages"][0]["content"][-1]["text"]
+    given = re.search(r"candidates are: (.+?)\. Write", question)
+    answer = given.group(1) if given else "A"
+    if mode == "different":
+        answer = "none" if answer != "none" else "A"
+    good = "<think>A stands on the ground; B floats above it.</think><answer>{answer}</answer>"
+    return COMPLETIONS.get(mode, good).replace("{answer}", answer)
+
+
+def completion(text: str | None, refusal: str | None = None) -> dict[str, Any]:
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "fake",
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": text, "refusal": refusal},
+            }
+        ],
+        "usage": {
+            "prompt_tokens": INPUT_TOKENS,
+            "completion_tokens": OUTPUT_TOKENS,
+            "total_tokens": INPUT_TOKENS + OUTPUT_TOKENS,
+        },
+    }
+
+
+if __name__ == "__main__":
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    print(server.server_address[1], flush=True)
+    server.serve_forever()

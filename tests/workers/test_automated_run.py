@@ -1,0 +1,311 @@
+"""Automated annotation: a run against an endpoint, worked in this process, and what each misbehaviour leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+
+from annotation_server.annotations.models import Annotation, Approach
+from annotation_server.jobs.models import Job, JobKind
+from annotation_server.projects.models import Project
+from annotation_server.runs import selectors, services
+from annotation_server.runs.models import Attempt, Endpoint, RawResponse, Run, RunTask
+from annotation_server.runs.selection import Wanted
+from tests.workers.conftest import FakeEndpoint, MakeEndpoint
+from tests.workers.scenes import project_with_tasks
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+Work = Callable[[], None]
+
+
+@pytest.fixture
+def endpoint(make_endpoint: MakeEndpoint) -> Endpoint:
+    return make_endpoint()
+
+
+def start(project: Project, endpoint: Endpoint, **fields: object) -> Run:
+    wanted = Wanted(project=project, endpoint=endpoint, approach=Approach.AUTOMATED)
+    return services.start_run(wanted, **fields)  # type: ignore[arg-type]
+
+
+def test_it_works(fake: FakeEndpoint, endpoint: Endpoint, work: Work) -> None:
+    project, tasks = project_with_tasks(6)
+    run = start(project, endpoint)
+    work()
+
+    run.refresh_from_db()
+    assert (run.state, run.error) == (Run.State.DONE, "")
+    annotations = Annotation.objects.filter(annotator=endpoint.annotator)
+    assert sorted(a.task_id for a in annotations) == [task.pk for task in tasks]
+    assert {(a.approach, a.standing, a.answer, a.prompt_version) for a in annotations} == {
+        ("automated", "advice", frozenset("A"), "ask-1")
+    }
+    assert annotations[0].rationale == "A stands on the ground; B floats above it."
+    progress = selectors.run_progress(run)
+    assert (progress.accepted, progress.calls, progress.share) == (6, 6, 1.0)
+    charges = fake.charges()
+    assert {str(a.request_id): a.input_tokens for a in Attempt.objects.all()} == {
+        name: charge["input_tokens"] for name, charge in charges.items()
+    }
+    assert progress.cost_usd == Decimal("6.3")
+    assert not run.chunks.exclude(reserved_usd=0).exists()
+
+
+def test_its_request_is_the_contracts_prompt_with_five_small_pictures(
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work
+) -> None:
+    project, _ = project_with_tasks(1)
+    start(project, endpoint)
+    work()
+    content = fake.seen()["last_request"]["messages"][0]["content"]
+    urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    assert len(urls) == 5
+    assert all(url.startswith("data:image/jpeg;base64,") for url in urls)
+    assert "physical shadow" in content[-1]["text"]
+
+
+def test_raw_responses_are_kept_word_for_word(endpoint: Endpoint, work: Work) -> None:
+    project, _ = project_with_tasks(1)
+    start(project, endpoint)
+    work()
+    assert '"finish_reason": "stop"' in RawResponse.objects.get().body
+
+
+def test_it_never_asks_more_at_once_than_the_endpoint_takes(
+    fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work
+) -> None:
+    fake.control(delay=0.2)
+    project, _ = project_with_tasks(9)
+    start(project, make_endpoint(concurrency=3))
+    work()
+    assert fake.seen()["most_at_once"] == 3
+
+
+def test_tasks_it_has_answered_are_not_asked_again(endpoint: Endpoint, work: Work) -> None:
+    project, _ = project_with_tasks(2)
+    start(project, endpoint)
+    work()
+    with pytest.raises(services.RunRefused, match="has answered every open task"):
+        start(project, endpoint)
+
+
+@pytest.mark.parametrize(
+    ("mode", "outcome", "reason", "task_state"),
+    [
+        ("malformed", "rejected", "no_answer", "rejected"),
+        ("truncated", "rejected", "unclosed_think", "rejected"),
+        ("refusal", "error", "refusal", "failed"),
+        ("empty", "error", "empty_content", "failed"),
+        ("html", "error", "not_json", "failed"),
+        ("plain", "error", "not_json", "failed"),
+        ("wrong_json", "error", "no_choices", "failed"),
+        ("error", "error", "server_error", "failed"),
+        ("cut", "unknown", "connection_lost", "failed"),
+    ],
+)
+def test_a_bad_answer_is_tried_again_and_then_given_up(
+    mode: str, outcome: str, reason: str, task_state: str, fake: FakeEndpoint, endpoint: Endpoint, work: Work
+) -> None:
+    project, _ = project_with_tasks(1)
+    fake.control(mode=mode)
+    run = start(project, endpoint)
+    work()
+    run.refresh_from_db()
+    assert run.state == Run.State.DONE
+    run_task = RunTask.objects.get()
+    assert (run_task.state, run_task.reason) == (task_state, reason)
+    attempts = Attempt.objects.order_by("number")
+    assert [(a.number, a.outcome, a.reason) for a in attempts] == [(n, outcome, reason) for n in (1, 2, 3)]
+    assert not Annotation.objects.exists()
+    assert selectors.refusals(run) == {reason: 3}
+
+
+@pytest.mark.parametrize("mode", ["malformed", "html", "error", "cut", "refusal"])
+def test_one_bad_answer_costs_one_more_call(mode: str, fake: FakeEndpoint, endpoint: Endpoint, work: Work) -> None:
+    project, _ = project_with_tasks(1)
+    fake.control(script=[mode])
+    start(project, endpoint)
+    work()
+    assert RunTask.objects.get().state == RunTask.State.ACCEPTED
+    assert list(Attempt.objects.order_by("number").values_list("outcome", flat=True))[-1] == "accepted"
+    assert sum(charge["calls"] for charge in fake.charges().values()) == 2
+
+
+def test_a_slow_answer_is_an_attempt_of_unknown_outcome(
+    fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work
+) -> None:
+    project, _ = project_with_tasks(1)
+    fake.control(delay=3.0)
+    wanted = Wanted(project=project, endpoint=make_endpoint(timeout_seconds=1), approach=Approach.AUTOMATED)
+    services.start_run(wanted, max_attempts=1)
+    work()
+    attempt = Attempt.objects.get()
+    assert (attempt.outcome, attempt.reason, attempt.cost_usd) == ("unknown", "timeout", Decimal(0))
+
+
+def test_rate_limits_are_waited_for_and_use_up_nothing(fake: FakeEndpoint, endpoint: Endpoint, work: Work) -> None:
+    project, _ = project_with_tasks(1)
+    fake.control(script=["rate_limit", "overloaded", "rate_limit", "rate_limit"], retry_after="0.1")
+    start(project, endpoint, max_attempts=1)
+    work()
+    assert RunTask.objects.get().state == RunTask.State.ACCEPTED
+    reasons = list(Attempt.objects.order_by("number").values_list("reason", flat=True))
+    assert reasons == ["rate_limit", "overloaded", "rate_limit", "rate_limit", ""]
+
+
+def test_a_long_context_gives_up_the_task_alone(fake: FakeEndpoint, endpoint: Endpoint, work: Work) -> None:
+    project, _ = project_with_tasks(3)
+    fake.control(script=["context_length"])
+    run = start(project, endpoint)
+    work()
+    run.refresh_from_db()
+    assert run.state == Run.State.DONE
+    assert sorted(RunTask.objects.values_list("state", "reason")) == [
+        ("accepted", ""), ("accepted", ""), ("failed", "context_length"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["unauthorised", "not_found", "bad_request"])
+def test_an_error_that_no_call_survives_ends_the_run_with_one_line(
+    mode: str, fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_KEY", "sk-very-secret")
+    project, _ = project_with_tasks(8)
+    fake.control(mode=mode)
+    run = start(project, make_endpoint(api_key_env="FAKE_KEY"))
+    work()
+    run.refresh_from_db()
+    assert run.state == Run.State.FAILED
+    assert f"answered {400 if mode == 'bad_request' else 401 if mode == 'unauthorised' else 404}" in run.error
+    assert "\n" not in run.error
+    assert Job.objects.get(kind=JobKind.ANNOTATE_CHUNK).state == Job.State.FAILED
+    assert len(fake.charges()) <= 4  # those on their way at once, no storm
+    kept = f"{run.error} {[(a.detail, a.response.body) for a in Attempt.objects.all()]}"
+    assert "sk-very-secret" not in kept
+
+
+def test_a_key_variable_that_is_unset_ends_the_run_before_any_call(
+    fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work
+) -> None:
+    project, _ = project_with_tasks(1)
+    run = start(project, make_endpoint(api_key_env="WINNOW_TEST_UNSET_KEY"))
+    work()
+    run.refresh_from_db()
+    assert (run.state, fake.charges()) == (Run.State.FAILED, {})
+    assert "WINNOW_TEST_UNSET_KEY" in run.error
+
+
+def test_an_endpoint_that_is_down_pauses_the_run_and_it_can_go_on(
+    fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("annotation_server.jobs.services.FIRST_RETRY", timedelta(0))
+    project, _ = project_with_tasks(2)
+    endpoint = make_endpoint(base_url="http://127.0.0.1:9/v1")
+    run = start(project, endpoint)
+    work()
+    run.refresh_from_db()
+    assert run.state == Run.State.PAUSED
+    assert "cannot be reached" in run.error
+    Endpoint.objects.update(base_url=f"{fake.base}/v1")
+    assert services.resume(run)
+    work()
+    run.refresh_from_db()
+    assert run.state == Run.State.DONE
+    assert selectors.run_progress(run).accepted == 2
+
+
+def test_an_image_that_is_gone_gives_up_the_task_without_a_call(
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work
+) -> None:
+    project, (task,) = project_with_tasks(1)
+    image = task.sample.original
+    image.withdrawn_at = task.created_at
+    image.save()
+    start(project, endpoint)
+    work()
+    assert (RunTask.objects.get().reason, fake.charges()) == ("image_missing", {})
+
+
+def test_what_a_database_does_not_take_is_kept_without_it(fake: FakeEndpoint, endpoint: Endpoint, work: Work) -> None:
+    project, _ = project_with_tasks(1)
+    fake.control(mode="nasty")
+    start(project, endpoint)
+    work()
+    rationale = Annotation.objects.get().rationale
+    assert "</script><img src=x onerror=alert(1)>" in rationale
+    assert "\x00" not in rationale
+
+
+def test_a_budget_is_never_overshot(fake: FakeEndpoint, endpoint: Endpoint, work: Work) -> None:
+    # A call costs 1.05 USD, and up to some 1.1 are held from the budget until it is answered.
+    project, _ = project_with_tasks(8)
+    run = start(project, endpoint, budget_usd=Decimal("4.30"))
+    work()
+    run.refresh_from_db()
+    assert run.state == Run.State.PAUSED
+    assert "budget of 4.3000 USD is reached" in run.error
+    assert Decimal("2.1") <= selectors.run_progress(run).cost_usd <= Decimal("4.30")
+    assert services.resume(run, budget_usd=Decimal(100))
+    work()
+    run.refresh_from_db()
+    assert (run.state, selectors.run_progress(run).accepted) == (Run.State.DONE, 8)
+
+
+def test_nothing_stays_reserved_at_odd_prices(make_endpoint: MakeEndpoint, work: Work) -> None:
+    """Added up as binary fractions, some 1e-17 of a dollar would, and a run over budget would wait for it for ever."""
+    project, _ = project_with_tasks(12)
+    run = start(project, make_endpoint(input_price=Decimal("0.15"), output_price=Decimal("0.6"), image_side=1000))
+    work()
+    chunk = run.chunks.get()
+    assert (chunk.accepted, chunk.reserved_usd, chunk.cost_usd) == (12, 0, Decimal("0.00216"))
+
+
+def test_a_paused_run_makes_no_call_and_goes_on_where_it_was(
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work
+) -> None:
+    project, _ = project_with_tasks(3)
+    run = start(project, endpoint)
+    assert services.pause(run)
+    work()
+    assert fake.charges() == {}
+    assert services.resume(run)
+    assert not services.resume(run)
+    work()
+    run.refresh_from_db()
+    assert (run.state, len(fake.charges())) == (Run.State.DONE, 3)
+
+
+def test_a_cancelled_run_stays_cancelled(fake: FakeEndpoint, endpoint: Endpoint, work: Work) -> None:
+    project, _ = project_with_tasks(2)
+    run = start(project, endpoint)
+    assert services.cancel(run)
+    work()
+    run.refresh_from_db()
+    assert (run.state, fake.charges()) == (Run.State.CANCELLED, {})
+    assert not services.resume(run)
+
+
+def test_an_answer_paid_for_before_a_crash_is_judged_without_a_new_call(
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker dies right after committing the response, before it reads it."""
+    project, _ = project_with_tasks(1)
+    run = start(project, endpoint)
+    with monkeypatch.context() as crash:
+        crash.setattr("annotation_workers.annotate._ChunkInHand._judge", _die)
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    assert Attempt.objects.get().outcome == Attempt.Outcome.ANSWERED
+    Job.objects.update(state=Job.State.QUEUED, lease_token=None, lease_expires_at=None)
+    work()
+    run.refresh_from_db()
+    assert (run.state, len(fake.charges())) == (Run.State.DONE, 1)
+    assert Attempt.objects.get().outcome == Attempt.Outcome.ACCEPTED
+
+
+async def _die(*args: object) -> bool:
+    raise KeyboardInterrupt  # like a kill, it is caught nowhere on its way out
