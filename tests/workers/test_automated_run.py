@@ -267,7 +267,7 @@ def test_nothing_stays_reserved_at_odd_prices(make_endpoint: MakeEndpoint, work:
     run = start(project, make_endpoint(input_price=Decimal("0.15"), output_price=Decimal("0.6"), image_side=1000))
     work()
     chunk = run.chunks.get()
-    assert (chunk.accepted, chunk.reserved_usd, chunk.cost_usd) == (12, 0, Decimal("0.00216"))
+    assert (chunk.accepted, chunk.reserved_usd, chunk.cost_usd) == (12, Decimal(0), Decimal("0.00216"))
 
 
 def test_a_paused_run_makes_no_call_and_goes_on_where_it_was(
