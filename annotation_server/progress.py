@@ -1,13 +1,21 @@
-"""What a command that takes a while prints about it, on stderr: one line that moves in a terminal, few lines in a log."""
+"""How long work says how far it is; for commands, on stderr: one line that moves in a terminal, few lines in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+
+OnProgress = Callable[[int, int, str], None]
+"""How services say how far they are: (done, total, what is being done); total is 0 while unknown."""
+
+
+def quiet(done: int, total: int, message: str) -> None:
+    """For whoever does not want to know."""
 
 
 class Progress:
-    """Called as (done, total, what is being done); prints at most some times a second."""
+    """An OnProgress that prints, at most some times a second."""
 
     def __init__(self) -> None:
         self._said_at = 0.0

@@ -182,6 +182,7 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
     "annotation_server.security.content_security_policy",
+    "annotation_server.errors.api_errors_in_one_shape",
 ]
 
 TEMPLATES = [

@@ -23,8 +23,9 @@ from django.utils import timezone
 
 from annotation_server.annotations.models import Annotation, Annotator, Approach, GoldAnswer
 from annotation_server.annotations.services import NewAnnotation, add_gold, import_annotator, record_annotations
+from annotation_server.progress import OnProgress, quiet
 from annotation_server.samples import selectors
-from annotation_server.samples.importers import ImportRefused, Mistakes, OnProgress, SampleRow, read_source
+from annotation_server.samples.importers import ImportRefused, Mistakes, SampleRow, read_source
 from annotation_server.samples.models import ImportBatch, Sample
 from annotation_server.samples.services import NewSample, StoredImage, add_samples, store_images
 from annotation_server.tasks.models import Task
@@ -35,7 +36,7 @@ _SAMPLES_AT_ONCE = 500
 """Per transaction: below a second of writing, so that nobody else waits long."""
 
 
-def import_batch(batch: ImportBatch, on_progress: OnProgress = lambda done, total, message: None) -> None:
+def import_batch(batch: ImportBatch, on_progress: OnProgress = quiet) -> None:
     """Do an import, or what is left of it. Done already: nothing. Raises ImportRefused, also kept in the batch."""
     batch.refresh_from_db()
     if batch.state == ImportBatch.State.DONE:

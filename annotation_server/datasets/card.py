@@ -49,7 +49,8 @@ def _card(version: DatasetVersion, manifest: Manifest) -> str:
 Version `{manifest.version_id}`, frozen{frozen} by Winnow: {records} records about {summary["originals"]} originals.
 
 A record is one original image with its candidates (images generated from it, lettered from A), judged on one dimension.
-Its answer lists {_LISTS[manifest.polarity]}; the list may be empty. `docs/export-format.md` of Winnow describes every field.
+Its answer lists {_LISTS[manifest.polarity]}; the list may be empty.
+`docs/export-format.md` of Winnow describes every field.
 
 {_table("split", manifest.splits)}
 {_table("dimension", summary["dimensions"])}
@@ -64,7 +65,11 @@ Rights in the images are those of their sources, and are not stated here.
 
 
 def _table(head: str, counts: Mapping[str, int]) -> str:
-    lines = [f"| {head} | records |", "| --- | --- |", *(f"| {name} | {count} |" for name, count in counts.items())]
+    lines = [
+        f"| {head} | records |",
+        "| --- | --- |",
+        *(f"| {name} | {count} |" for name, count in sorted(counts.items())),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -6,16 +6,18 @@ Not here: the layout and its manifest (trainer.contract.exports), the card's and
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from annotation_server.datasets.card import extra_files
 from annotation_server.datasets.models import DatasetVersion
 from annotation_server.datasets.selectors import withdrawn_images
 from annotation_server.datasets.stored import StoredRecordsDamaged, stored_records
+from annotation_server.progress import OnProgress
 from annotation_server.samples import storage
-from annotation_server.samples.importers import OnProgress
 from trainer.contract.dimensions import Polarity
 from trainer.contract.exports import ExportRefused, write_export
+from trainer.contract.records import canonical_json
 
 FORMATS = ("native", "parquet", "webdataset", "imagefolder", "chat", "label-studio")
 """Of the design; all but the first are still to be built, and refused."""
@@ -44,7 +46,7 @@ def write_version(version: DatasetVersion, directory: Path, form: str, on_progre
             directory,
             records=stored_records(version),
             polarity=Polarity(version.polarity),
-            prompt_versions=version.prompt_versions,
+            prompt_versions=dict(sorted(version.prompt_versions.items())),
             image_source=storage.local_path,
             about=about(version),
             extra_files=lambda manifest: extra_files(version, manifest),
@@ -62,5 +64,6 @@ def about(version: DatasetVersion) -> dict[str, object]:
         "project": version.project.slug,
         "version": version.name,
         "frozen_at": version.frozen_at.isoformat() if version.frozen_at else None,
-        "summary": version.summary,
+        # In one order: databases give objects back in an order of their own.
+        "summary": json.loads(canonical_json(version.summary)),
     }

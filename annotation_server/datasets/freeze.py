@@ -8,7 +8,7 @@ it are an id and a key per record, and a side per original. Not here: the versio
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from django.db.models import Exists, OuterRef, QuerySet
 from annotation_server.annotations.models import Resolution
 from annotation_server.datasets.models import DatasetVersion, Split
 from annotation_server.datasets.splits import sides
-from annotation_server.samples.importers import OnProgress
+from annotation_server.progress import OnProgress
 from annotation_server.samples.models import Candidate, Image
 from annotation_server.tasks.models import Task
 from trainer.contract.dimensions import AnswerSource, Approach, Dimension, Polarity
@@ -99,7 +99,7 @@ class Tally:
 
 
 def records_in_order(version: DatasetVersion, tally: Tally) -> Iterator[tuple[Record, int]]:
-    """(record, how many there will be) of every resolved task in order of id, counted in `tally`. Call it in `one_view`.
+    """(record, how many there will be) of every resolved task by id, counted in `tally`. Call it in `one_view`.
 
     A task resolved so late that its original has no side yet belongs to the next version.
     """
@@ -110,7 +110,9 @@ def records_in_order(version: DatasetVersion, tally: Tally) -> Iterator[tuple[Re
     rows = kept.values_list("task__sample__external_id", "task__dimension", "pk", "task__sample__original")
     # Sorted here, because databases do not agree on the order of texts, and the id's order is part of the content.
     order = sorted(
-        (f"{external_id}:{dimension}", pk) for external_id, dimension, pk, original in rows.iterator() if original in side
+        (f"{external_id}:{dimension}", pk)
+        for external_id, dimension, pk, original in rows.iterator()
+        if original in side
     )
     for start in range(0, len(order), _AT_ONCE):
         some = order[start : start + _AT_ONCE]
@@ -122,9 +124,7 @@ def records_in_order(version: DatasetVersion, tally: Tally) -> Iterator[tuple[Re
 
 
 def _shows_withdrawn() -> Exists:
-    return Exists(
-        Candidate.objects.filter(sample=OuterRef("task__sample"), image__withdrawn_at__isnull=False)
-    )
+    return Exists(Candidate.objects.filter(sample=OuterRef("task__sample"), image__withdrawn_at__isnull=False))
 
 
 def _with_all(resolutions: QuerySet[Resolution]) -> QuerySet[Resolution]:
@@ -135,7 +135,7 @@ def _with_all(resolutions: QuerySet[Resolution]) -> QuerySet[Resolution]:
 
 def _record(record_id: str, resolution: Resolution, polarity: Polarity, split: Split) -> Record:
     task, rationale = resolution.task, resolution.rationale_from
-    candidates: Sequence[Candidate] = task.sample.candidates.all()
+    candidates = task.sample.candidates.all()
     return Record(
         id=record_id,
         sample_id=task.sample.external_id,

@@ -20,9 +20,9 @@ from annotation_server.datasets.splits import assign_sides
 from annotation_server.datasets.stored import stored_name
 from annotation_server.jobs.models import JobKind
 from annotation_server.jobs.services import enqueue
+from annotation_server.progress import OnProgress, quiet
 from annotation_server.projects.models import Project
 from annotation_server.samples import storage
-from annotation_server.samples.importers import OnProgress
 from trainer.contract.dimensions import Polarity
 from trainer.contract.exports import VersionHasher
 from trainer.contract.prompts import PROMPT_VERSIONS
@@ -30,10 +30,6 @@ from trainer.contract.prompts import PROMPT_VERSIONS
 
 class FreezeRefused(ValueError):
     """A version that cannot be made; the message is one line for whoever asked."""
-
-
-def _quiet(done: int, total: int, message: str) -> None:
-    return None
 
 
 def create_version(project: Project, name: str, person: Person | None) -> DatasetVersion:
@@ -67,7 +63,7 @@ def start_freeze(project: Project, name: str, person: Person | None) -> DatasetV
     return version
 
 
-def freeze_version(version: DatasetVersion, on_progress: OnProgress = _quiet) -> str:
+def freeze_version(version: DatasetVersion, on_progress: OnProgress = quiet) -> str:
     """Make a version of what is resolved now and return its id; frozen already: return that id.
 
     The records are stored before the row says FROZEN: whoever finds a frozen version finds its records. Freezing the
@@ -131,8 +127,8 @@ def start_export(version: DatasetVersion, person: Person | None, form: str = "na
     return export
 
 
-def export_version(export: Export, on_progress: OnProgress = _quiet) -> Path:
-    """Write the export's directory, whole or not at all. Done already: nothing. Raises ExportFailed, also kept in it."""
+def export_version(export: Export, on_progress: OnProgress = quiet) -> Path:
+    """Write the export's directory, whole or not at all. Done already: nothing. Raises ExportFailed, also kept."""
     export.refresh_from_db()
     directory = Path(export.directory)
     if export.state == Export.State.DONE:

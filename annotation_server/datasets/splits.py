@@ -1,6 +1,6 @@
 """Which side of a dataset an original is on: chosen once by its content, kept for every later version.
 
-An original with gold is never in train, because its answers check people; it goes to test, and stays out of train for good.
+An original with gold is never in train, because its answers check people: it goes to test, and stays out of train.
 Not here: near-duplicates, which a later issue keeps on one side too.
 """
 

@@ -28,7 +28,8 @@ def stored_records(version: DatasetVersion) -> Iterator[Record]:
     number = 0
     try:
         with storage.open_stored(name) as file, gzip.open(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
+            for line in lines:
+                number += 1
                 yield record_from_json(json.loads(line))
     except FileNotFoundError:
         raise StoredRecordsDamaged(f"{path} is missing: the version's records are gone") from None

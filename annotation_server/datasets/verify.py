@@ -12,8 +12,8 @@ from pathlib import Path
 from annotation_server.datasets.models import DatasetVersion
 from annotation_server.datasets.selectors import withdrawn_images
 from annotation_server.datasets.stored import StoredRecordsDamaged, stored_name, stored_records
+from annotation_server.progress import OnProgress
 from annotation_server.samples import storage
-from annotation_server.samples.importers import OnProgress
 from trainer.contract.dimensions import Polarity
 from trainer.contract.exports import ExportRefused, VersionHasher, file_sha256, verify_export
 

@@ -29,3 +29,8 @@ def next_due_job() -> Job | None:
 def any_live_job() -> bool:
     """Whether any job waits or runs."""
     return Job.objects.filter(state__in=Job.LIVE).exists()
+
+
+def newest_jobs(number: int) -> QuerySet[Job]:
+    """For the administrators' page."""
+    return Job.objects.order_by("-pk")[:number]

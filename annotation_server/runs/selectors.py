@@ -88,6 +88,12 @@ def refusals(run: Run) -> dict[str, int]:
     return dict(counted)
 
 
+def refused_attempts(run: Run) -> QuerySet[Attempt]:
+    """The attempts counted by `refusals`, the newest first, with their tasks."""
+    refused = Attempt.objects.filter(run_task__run=run, outcome__in=_REFUSED)
+    return refused.select_related("run_task__task__sample").order_by("-pk")
+
+
 def waiting_tasks(chunk: RunChunk) -> QuerySet[RunTask]:
     """Tasks of a chunk that are not settled, with all that building their prompts and annotations needs."""
     return (

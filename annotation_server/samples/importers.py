@@ -2,15 +2,16 @@
 
 Every mistake becomes one line that names file, row and field and says what was expected; all of them are collected
 before anybody is told. The formats stand in docs/import-format.md.
-Not here: looking into the images (services.py), comparing with what is there already and writing (annotations/imports.py).
+Not here: looking into the images (services.py), comparing with what is there and writing (annotations/imports.py).
 """
 
 from __future__ import annotations
 
 import json
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def _split(row: SampleRow) -> list[SampleRow]:
             rationales={},
             gold={dimension: _within(answer, start, end) for dimension, answer in row.gold.items()},
         )
-        for number, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False), start=1)
+        for number, (start, end) in enumerate(pairwise(bounds), start=1)
     ]
 
 
@@ -215,7 +216,9 @@ def _parse(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        raise _FieldRefused(f"not JSON ({error.msg} at character {error.colno}): expected one object per line") from None
+        raise _FieldRefused(
+            f"not JSON ({error.msg} at character {error.colno}): expected one object per line"
+        ) from None
     except RecursionError:
         raise _FieldRefused("not JSON that can be read: nested too deeply") from None
     if not isinstance(row, dict):
@@ -277,7 +280,9 @@ def _dimensions(row: dict[str, Any], asked: tuple[str, ...]) -> tuple[str, ...]:
     for name in given:
         _known_dimension(name, "dimensions")
         if name not in asked:
-            raise _FieldRefused(f"field 'dimensions': this project does not ask {name!r}: expected some of {_or(asked)}")
+            raise _FieldRefused(
+                f"field 'dimensions': this project does not ask {name!r}: expected some of {_or(asked)}"
+            )
     if not given or len(set(given)) != len(given):
         raise _FieldRefused("field 'dimensions': expected at least one dimension, each once")
     return tuple(given)
@@ -294,7 +299,9 @@ def _answers(row: dict[str, Any], name: str, dimensions: tuple[str, ...], count:
     for dimension, given in _optional(row, name).items():
         _known_dimension(dimension, name)
         if dimension not in dimensions:
-            raise _FieldRefused(f"field '{name}': {dimension!r} is not asked of this sample: expected {_or(dimensions)}")
+            raise _FieldRefused(
+                f"field '{name}': {dimension!r} is not asked of this sample: expected {_or(dimensions)}"
+            )
         if not isinstance(given, list):
             raise _FieldRefused(f"field '{name}.{dimension}': expected a list of letters, found {_kind(given)}")
         for letter in given:
@@ -352,7 +359,3 @@ def _holds_nul(value: object) -> bool:
             return any(_holds_nul(key) or _holds_nul(part) for key, part in value.items())
         case _:
             return False
-
-
-OnProgress = Callable[[int, int, str], None]
-"""Told (done, total, what is being done); total is 0 while unknown."""

@@ -21,10 +21,11 @@ from django.db.models import F
 from annotation_server.accounts.models import Person
 from annotation_server.jobs.models import JobKind
 from annotation_server.jobs.services import enqueue
+from annotation_server.progress import OnProgress
 from annotation_server.projects.models import Project
 from annotation_server.samples import selectors, storage
 from annotation_server.samples.images import MAX_BYTES, ImageRefused, clean
-from annotation_server.samples.importers import Mistakes, OnProgress
+from annotation_server.samples.importers import Mistakes
 from annotation_server.samples.models import Candidate, Image, ImportBatch, Sample
 from trainer.contract.dimensions import LETTERS
 
@@ -70,8 +71,10 @@ def start_import(project: Project, source: str, name: str, person: Person | None
     return batch
 
 
-def store_images(wanted: Mapping[str, tuple[str, str]], mistakes: Mistakes, on_progress: OnProgress) -> dict[str, StoredImage]:
-    """Verify the files in `wanted` (path → row and field that name it) and store their bytes; what is refused goes to `mistakes`.
+def store_images(
+    wanted: Mapping[str, tuple[str, str]], mistakes: Mistakes, on_progress: OnProgress
+) -> dict[str, StoredImage]:
+    """Verify files and store their bytes. `wanted`: path → row and field that name it; `mistakes` gets what is refused.
 
     Files whose bytes were imported before are recognised by their hash and not decoded again, so that a second import,
     or one resumed after a kill, only reads. Threads, because decoding and hashing run outside the interpreter's lock
@@ -87,7 +90,9 @@ def store_images(wanted: Mapping[str, tuple[str, str]], mistakes: Mistakes, on_p
             for path, source_sha256 in hashes.items():
                 image = known.get(source_sha256 or "")
                 if image and image.withdrawn_at:
-                    mistakes.add(_place(wanted[path]), f"{path}: this image was withdrawn on {image.withdrawn_at:%Y-%m-%d}")
+                    mistakes.add(
+                        _place(wanted[path]), f"{path}: this image was withdrawn on {image.withdrawn_at:%Y-%m-%d}"
+                    )
                 elif image and storage.exists(image.path):
                     stored[path] = _from_row(image)
                 else:

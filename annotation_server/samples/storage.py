@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from django.conf import settings
 
@@ -30,7 +30,7 @@ def exists(name: str) -> bool:
     return local_path(name).is_file()
 
 
-def open_stored(name: str) -> BinaryIO:
+def open_stored(name: str) -> IO[bytes]:
     """The bytes, to be read. FileNotFoundError where they are gone."""
     return local_path(name).open("rb")
 
@@ -45,7 +45,7 @@ def put(name: str, content: bytes) -> None:
 
 
 @contextmanager
-def writing(name: str) -> Iterator[BinaryIO]:
+def writing(name: str) -> Iterator[IO[bytes]]:
     """A file to write into that takes the name when the block ends well, and leaves nothing when it does not.
 
     Written aside, synced, renamed, and the directory synced: after a crash the name holds all of it or nothing.
@@ -56,7 +56,7 @@ def writing(name: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def pending() -> Iterator[BinaryIO]:
+def pending() -> Iterator[IO[bytes]]:
     """A file whose name is known only once it is written: `keep` names it, else it vanishes with the block."""
     aside = Path(settings.STORAGE_ROOT) / "pending"
     aside.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def pending() -> Iterator[BinaryIO]:
             Path(file.name).unlink(missing_ok=True)
 
 
-def keep(file: BinaryIO, name: str) -> None:
+def keep(file: IO[bytes], name: str) -> None:
     """Give a pending file its name. Stored files are read-only: content that has a name does not change."""
     path = local_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)

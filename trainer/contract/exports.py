@@ -131,7 +131,8 @@ def write_export(
         manifest = _write_files(
             partial, records, polarity, prompt_versions, image_source, about, extra_files, on_record
         )
-        (partial / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n")
+        told = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False)
+        (partial / MANIFEST).write_text(f"{told}\n", encoding="utf-8")
         if directory.exists():
             directory.rmdir()
         partial.rename(directory)
@@ -227,8 +228,14 @@ def read_manifest(directory: Path) -> Manifest:
                 f"{path}: expected format {FORMAT} version {FORMAT_VERSION}, "
                 f"found {found.get('format')} version {found.get('format_version')}"
             )
+        for name in ("prompt_versions", "splits", "files", "about"):
+            if not isinstance(found[name], dict):
+                raise ExportRefused(f"{path}: field '{name}': expected an object")
+        for name, entry in found["files"].items():
+            if not isinstance(entry, dict) or not {"sha256", "bytes"} <= entry.keys():
+                raise ExportRefused(f"{path}: field 'files': expected sha256 and bytes of {name}")
         return Manifest(
-            version_id=found["version_id"],
+            version_id=str(found["version_id"]),
             polarity=Polarity(found["polarity"]),
             prompt_versions=found["prompt_versions"],
             splits=found["splits"],
@@ -246,7 +253,7 @@ def read_records(directory: Path, split: Split | None = None) -> Iterator[Record
     for name in read_manifest(directory).record_files:
         path = directory / name
         try:
-            with path.open(encoding="utf-8") as file:
+            with path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
                     record = _read_row(path, number, line)
                     if split is None or record.split is split:
@@ -255,11 +262,13 @@ def read_records(directory: Path, split: Split | None = None) -> Iterator[Record
             raise ExportRefused(f"{path}: {error.strerror}") from None
 
 
-def _read_row(path: Path, number: int, line: str) -> Record:
+def _read_row(path: Path, number: int, line: bytes) -> Record:
     try:
         return record_from_json(json.loads(line))
     except json.JSONDecodeError as error:
         raise ExportRefused(f"{path} row {number}: not JSON ({error.msg})") from None
+    except UnicodeDecodeError:
+        raise ExportRefused(f"{path} row {number}: not UTF-8") from None
     except RecordRefused as error:
         raise ExportRefused(f"{path} row {number}: {error}") from None
 

@@ -103,8 +103,9 @@ def record_from_json(row: object) -> Record:
     for name, candidate in zip(names, candidates, strict=True):
         if not isinstance(candidate, dict) or candidate.get("letter") != name:
             raise RecordRefused(f"field 'candidates': expected letter {name!r} in place {names.index(name) + 1}")
+    given = _get(row, "answer", list)
     try:
-        answer = as_answer([str(letter) for letter in _get(row, "answer", list)], len(candidates))
+        answer = as_answer([str(letter) for letter in given], len(candidates))
     except ValueError as error:
         raise RecordRefused(f"field 'answer': {error}") from None
     agreement = row.get("agreement")

@@ -1,0 +1,189 @@
+"""Reading the ledger for pages and API: what a judge sees, who may see others' answers, progress, disputes.
+
+Blindness lives here: `tasks_open_to` says on which tasks a person's own vote could still be swayed, and nothing that
+others said about those leaves this module. Not here: roles (projects/access.py), agreement figures (their own issue).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
+
+from annotation_server.accounts.models import Person
+from annotation_server.annotations.models import Annotation, Annotator, Approach
+from annotation_server.projects.access import Access, Capability
+from annotation_server.projects.models import Project
+from annotation_server.samples.models import Image, Sample
+from annotation_server.tasks.models import Slot, Task
+
+PAGE_ROWS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One image of a sample as it is shown: the original has no letter."""
+
+    letter: str
+    image: Image
+
+
+@dataclass(slots=True)
+class DimensionProgress:
+    """How far one dimension of a project is. Annotations are counted per approach, surplus ones left out."""
+
+    dimension: str
+    tasks: int = 0
+    resolved: int = 0
+    disputed: int = 0
+    annotations: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Approach.values, 0))
+
+    @property
+    def open(self) -> int:
+        return self.tasks - self.resolved - self.disputed
+
+
+def pictures_of(sample: Sample) -> list[Picture]:
+    """The original, then the candidates in letter order."""
+    candidates = sample.candidates.select_related("image").order_by("letter")
+    return [Picture("", sample.original), *(Picture(candidate.letter, candidate.image) for candidate in candidates)]
+
+
+def progress(project: Project) -> list[DimensionProgress]:
+    """Per dimension of the project (and any it once had), in two aggregate queries."""
+    found = {name: DimensionProgress(name) for name in project.dimensions}
+    states = project.tasks.values_list("dimension", "state").annotate(number=Count("pk")).order_by()
+    for dimension, state, number in states:
+        line = found.setdefault(dimension, DimensionProgress(dimension))
+        line.tasks += number
+        if state == Task.State.RESOLVED:
+            line.resolved = number
+        elif state == Task.State.DISPUTED:
+            line.disputed = number
+    counted = Annotation.objects.filter(task__project=project).exclude(standing=Annotation.Standing.SURPLUS)
+    approaches = counted.values_list("task__dimension", "approach").annotate(number=Count("pk")).order_by()
+    for dimension, approach, number in approaches:
+        found[dimension].annotations[approach] = number
+    return list(found.values())
+
+
+def tasks_open_to(person: Person, task_ids: Iterable[int]) -> set[int]:
+    """Of these tasks, those the person may still be asked to vote on: a slot is unfilled, and none is theirs.
+
+    A lease that has expired leaves its slot unfilled, so it counts as open. A resolved task counts too while it has
+    such a slot: gold resolves a task and goes on checking annotators.
+    """
+    ids = list(task_ids)
+    unfilled = set(Slot.objects.filter(task__in=ids).exclude(state=Slot.State.DONE).values_list("task", flat=True))
+    said = Annotation.objects.filter(task__in=unfilled, annotator__person=person).values_list("task", flat=True)
+    return unfilled - set(said)
+
+
+def tasks_shown_to(access: Access, task_ids: Iterable[int]) -> set[int]:
+    """Of these tasks, those whose answers by others this person may see now."""
+    ids = set(task_ids)
+    if not access.allows(Capability.SEE_ANSWERS):
+        return set()
+    if not access.allows(Capability.ANNOTATE):
+        return ids  # never asked to vote, so there is nothing to sway
+    return ids - tasks_open_to(access.person, ids)
+
+
+def shows_answers(access: Access, task: Task) -> bool:
+    return bool(tasks_shown_to(access, [task.pk]))
+
+
+def annotations_shown(access: Access, task: Task) -> list[Annotation]:
+    """What this person may read on the task: everything once they are no longer blind to it, else their own."""
+    annotations = task.annotations.select_related("annotator").prefetch_related("annotator__endpoints").order_by("pk")
+    if not shows_answers(access, task):
+        annotations = annotations.filter(annotator__person=access.person)
+    return list(annotations)
+
+
+def pre_annotations(task: Task) -> list[Annotation]:
+    """What models said, where the project shows it before a person has submitted; else nothing."""
+    if not task.project.show_pre_annotations:
+        return []
+    said = task.annotations.filter(annotator__kind=Annotator.Kind.MODEL, approach=Approach.AUTOMATED)
+    return list(said.select_related("annotator").prefetch_related("annotator__endpoints").order_by("pk"))
+
+
+def task_in(project: Project, task_id: int) -> Task | None:
+    """A task of the project with its sample and original."""
+    return project.tasks.select_related("sample__original", "project").filter(pk=task_id).first()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A task as one person may know it."""
+
+    task: Task
+    state: str
+
+
+def task_rows(access: Access, *, state: str = "", dimension: str = "", after: int = 0) -> list[TaskRow]:
+    """A page of the task browser by keyset: tasks after an id, and one more than a page to tell whether it goes on.
+
+    Who sees nobody's answers browses what they have answered. To who may still vote on a task it is open, whatever
+    else it is: "resolved" would give away that its answer is known (gold). The filter agrees with what is shown.
+    """
+    unfilled = Slot.objects.filter(task=OuterRef("pk")).exclude(state=Slot.State.DONE)
+    mine = Annotation.objects.filter(task=OuterRef("pk"), annotator__person=access.person)
+    blind = Exists(unfilled) & ~Exists(mine) if access.allows(Capability.ANNOTATE) else Q(pk__in=[])
+    tasks = access.project.tasks.select_related("sample").filter(pk__gt=after).order_by("pk")
+    if not access.allows(Capability.SEE_ANSWERS):
+        tasks = tasks.filter(Exists(mine))
+    if dimension:
+        tasks = tasks.filter(dimension=dimension)
+    if state == Task.State.OPEN:
+        tasks = tasks.filter(Q(state=state) | blind)
+    elif state:
+        tasks = tasks.filter(~blind, state=state)
+    return task_rows_shown(access, list(tasks[: PAGE_ROWS + 1]))
+
+
+def task_rows_shown(access: Access, tasks: Sequence[Task]) -> list[TaskRow]:
+    """Tasks with the state this person may know."""
+    blind = tasks_open_to(access.person, [task.pk for task in tasks]) if access.allows(Capability.ANNOTATE) else set()
+    return [TaskRow(task, Task.State.OPEN if task.pk in blind else task.state) for task in tasks]
+
+
+def votes_by_task(access: Access, tasks: Sequence[Task]) -> dict[int, list[Annotation]]:
+    """The votes on tasks, where this person may see them."""
+    found: dict[int, list[Annotation]] = defaultdict(list)
+    shown = tasks_shown_to(access, [task.pk for task in tasks])
+    votes = Annotation.objects.filter(task__in=shown, standing=Annotation.Standing.VOTE)
+    for vote in votes.select_related("annotator").order_by("pk"):
+        found[vote.task_id].append(vote)
+    return found
+
+
+def disputed_tasks(project: Project, after: int = 0) -> QuerySet[Task]:
+    """Disputed tasks, the oldest first."""
+    disputed = project.tasks.filter(state=Task.State.DISPUTED, pk__gt=after)
+    return disputed.select_related("sample").order_by("pk")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLeft:
+    """Why the queue has nothing for somebody: there is nothing at all, others hold the rest, or all votes are in."""
+
+    tasks: int
+    held_by_others: int
+    answered_by_me: int
+
+
+def queue_left(project: Project, person: Person) -> QueueLeft:
+    """For the page that says there is nothing to do."""
+    claimed = project.slots.filter(state=Slot.State.CLAIMED).exclude(person=person)
+    mine = Annotation.objects.filter(task__project=project, annotator__person=person)
+    return QueueLeft(project.tasks.count(), claimed.count(), mine.count())
+
+
+def resolution_sources(project: Project) -> Counter[str]:
+    """How many tasks are resolved from each source."""
+    rows = project.tasks.filter(resolution__isnull=False).values("resolution__source").annotate(number=Count("pk"))
+    return Counter({row["resolution__source"]: row["number"] for row in rows.order_by()})

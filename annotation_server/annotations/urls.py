@@ -1,0 +1,18 @@
+"""Addresses of the pages of judging, and of a project's overview."""
+
+from django.urls import path
+
+from annotation_server.annotations.views import adjudicate, annotate, browse, overview
+
+app_name = "annotations"
+urlpatterns = [
+    path("projects/<slug:slug>/", overview.overview, name="overview"),
+    path("projects/<slug:slug>/annotate", annotate.annotate, name="annotate"),
+    path("projects/<slug:slug>/annotate/<int:task_id>", annotate.submit, name="submit"),
+    path("leases/<int:slot_id>/extend", annotate.extend, name="extend_lease"),
+    path("leases/<int:slot_id>/release", annotate.give_back, name="release_lease"),
+    path("projects/<slug:slug>/tasks", browse.task_list, name="tasks"),
+    path("projects/<slug:slug>/tasks/<int:task_id>", browse.task_page, name="task"),
+    path("projects/<slug:slug>/disputed", adjudicate.disputed, name="disputed"),
+    path("projects/<slug:slug>/disputed/<int:task_id>", adjudicate.adjudicate, name="adjudicate"),
+]

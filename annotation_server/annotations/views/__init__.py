@@ -1,0 +1,1 @@
+"""The pages of judging: annotate (a claimed task), overview, browse (tasks), adjudicate (disputes)."""

@@ -1,0 +1,92 @@
+"""Forms of a project's settings and members."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.utils.translation import gettext_lazy as _
+
+from annotation_server.accounts.models import Person
+from annotation_server.projects.models import Membership, Project
+from annotation_server.projects.wording import DIMENSION_LABELS
+from trainer.contract.dimensions import DIMENSIONS
+
+
+class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts at run time
+    """What a manager sets. `cleaned_data` goes to the services, which save; this form never does."""
+
+    dimensions = forms.MultipleChoiceField(
+        label=_("Dimensions"),
+        choices=[(dimension.value, DIMENSION_LABELS[dimension]) for dimension in DIMENSIONS],
+        widget=forms.CheckboxSelectMultiple,
+        initial=[dimension.value for dimension in DIMENSIONS],
+        help_text=_("Each sample becomes one task per dimension. Applies to samples imported afterwards."),
+    )
+
+    class Meta:
+        model = Project
+        fields = (
+            "name",
+            "slug",
+            "dimensions",
+            "polarity",
+            "overlap",
+            "resolution_rule",
+            "rationale_required",
+            "guidelines",
+            "lease_seconds",
+            "show_pre_annotations",
+            "model_confidence",
+            "validation_share",
+            "test_share",
+        )
+        widgets = {"polarity": forms.RadioSelect, "guidelines": forms.Textarea(attrs={"rows": 8})}  # noqa: RUF012
+        labels = {  # noqa: RUF012
+            "slug": _("Short name"),
+            "polarity": _("Letters of an answer list candidates that are"),
+            "overlap": _("Votes per task"),
+            "resolution_rule": _("A task is resolved when"),
+            "rationale_required": _("A rationale is required"),
+            "lease_seconds": _("Lease in seconds"),
+            "show_pre_annotations": _("Show model annotations to annotators"),
+            "model_confidence": _("Confidence at which a model resolves a task"),
+            "validation_share": _("Share of originals for validation"),
+            "test_share": _("Share of originals for test"),
+        }
+        help_texts = {  # noqa: RUF012
+            "slug": _("In addresses and on the command line; cannot change."),
+            "lease_seconds": _("How long a claimed task is kept for a page that shows no sign of life."),
+        }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.instance.pk:
+            del self.fields["slug"]
+
+    def clean_dimensions(self) -> list[str]:
+        chosen = set(self.cleaned_data["dimensions"])
+        return [dimension.value for dimension in DIMENSIONS if dimension.value in chosen]
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        shares = (cleaned.get("validation_share"), cleaned.get("test_share"))
+        if None not in shares and sum(share or 0 for share in shares) > 1:
+            self.add_error("test_share", _("The shares for validation and test together leave nothing for training."))
+        return cleaned
+
+    def _post_clean(self) -> None:
+        """Nothing: the model's own checks run in the service, so that the API and commands meet them too."""
+
+
+class MemberForm(forms.Form):
+    username = forms.CharField(label=_("Sign-in name"), max_length=150)
+    role = forms.ChoiceField(label=_("Role"), choices=Membership.Role.choices, initial=Membership.Role.ANNOTATOR)
+
+    def clean_username(self) -> str:
+        username: str = self.cleaned_data["username"]
+        person = Person.objects.filter(username=username, is_active=True).first()
+        if person is None:
+            raise forms.ValidationError(_("Nobody signs in as “%(name)s”."), params={"name": username})
+        self.member = person
+        return username

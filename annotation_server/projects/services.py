@@ -1,0 +1,77 @@
+"""Writing projects and memberships.
+
+Not here: samples and tasks (samples/services.py, tasks/services.py); who may call these (access.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+
+from annotation_server.accounts.models import Person
+from annotation_server.accounts.services import audit
+from annotation_server.projects.models import Membership, Project
+
+EDITABLE = (
+    "name",
+    "dimensions",
+    "polarity",
+    "guidelines",
+    "overlap",
+    "resolution_rule",
+    "rationale_required",
+    "lease_seconds",
+    "show_pre_annotations",
+    "model_confidence",
+    "validation_share",
+    "test_share",
+)
+
+
+def create_project(*, person: Person, slug: str, fields: Mapping[str, Any]) -> Project:
+    """A new project; its creator manages it. Raises ValidationError naming the field."""
+    project = Project(slug=slug, **{name: fields[name] for name in EDITABLE if name in fields})
+    project.full_clean()
+    with transaction.atomic():
+        project.save()
+        Membership.objects.create(project=project, person=person, role=Membership.Role.MANAGER)
+        audit(person=person, verb="project.create", subject=project, slug=slug)
+    return project
+
+
+def edit_project(*, person: Person, project: Project, fields: Mapping[str, Any]) -> None:
+    """Change a project's settings. Raises ValidationError naming the field."""
+    changes = {name: fields[name] for name in EDITABLE if name in fields and fields[name] != getattr(project, name)}
+    if "polarity" in changes and project.tasks.filter(annotations__isnull=False).exists():
+        # Every recorded answer lists letters in the old polarity: changing the word would turn them all around.
+        raise ValidationError({"polarity": "Answers have been given: the polarity of this project cannot change."})
+    for name, value in changes.items():
+        setattr(project, name, value)
+    project.full_clean()
+    with transaction.atomic():
+        project.save(update_fields=list(changes))
+        audit(person=person, verb="project.edit", subject=project, changed=sorted(changes))
+
+
+def set_member(*, person: Person, project: Project, member: Person, role: str) -> Membership:
+    """Give somebody a role in the project, instead of the one they may have."""
+    with transaction.atomic():
+        membership, _created = Membership.objects.update_or_create(
+            project=project, person=member, defaults={"role": Membership.Role(role)}
+        )
+        audit(person=person, verb="member.set", subject=project, member=member.username, role=role)
+    return membership
+
+
+def remove_member(*, person: Person, project: Project, member_id: int) -> bool:
+    """Take somebody's role away; False when they have none. Their annotations stay."""
+    membership = Membership.objects.select_related("person").filter(project=project, person_id=member_id).first()
+    if membership is None:
+        return False
+    with transaction.atomic():
+        membership.delete()
+        audit(person=person, verb="member.remove", subject=project, member=membership.person.username)
+    return True

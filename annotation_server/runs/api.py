@@ -1,0 +1,258 @@
+"""The API about model annotation: endpoints and their tests, runs and what they cost. Only jobs call models."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from django.core.exceptions import PermissionDenied
+from django.http import Http404
+from ninja import Field, Router, Schema
+
+from annotation_server.accounts.http import AuthenticatedRequest
+from annotation_server.accounts.services import audit
+from annotation_server.annotations.models import Approach
+from annotation_server.errors import ApiError, invalid
+from annotation_server.jobs.models import JobKind
+from annotation_server.jobs.selectors import latest_job
+from annotation_server.projects.access import Access, Capability, access_to, may_use_endpoints
+from annotation_server.runs import services
+from annotation_server.runs.models import Endpoint, EndpointTest, Run
+from annotation_server.runs.selection import Wanted
+from annotation_server.runs.selectors import Estimate, estimate, refusals, run_progress
+from trainer.contract.dimensions import Dimension
+
+router = Router(tags=["runs"])
+
+
+class EndpointIn(Schema):
+    name: str
+    base_url: str
+    model: str
+    api_key_env: str = ""
+    """The name of the environment variable that holds the key, never the key."""
+    input_price: Decimal = Decimal(0)
+    output_price: Decimal = Decimal(0)
+    concurrency: int = Field(8, ge=1)
+    timeout_seconds: int = Field(120, ge=1)
+    image_side: int = Field(1024, ge=1)
+    caveat: str = ""
+
+
+class EndpointOut(EndpointIn):
+    pass
+
+
+class EndpointTestOut(Schema):
+    id: int
+    ok: bool | None
+    """Null until the job has run."""
+    report: dict[str, Any]
+    job_id: int | None
+
+    @staticmethod
+    def resolve_job_id(test: EndpointTest, context: Any) -> int | None:
+        job = latest_job(JobKind.TEST_ENDPOINT, test.pk)
+        return job.pk if job else None
+
+
+class WantedIn(Schema):
+    endpoint: str
+    approach: Approach
+    dimensions: list[Dimension] = Field(default_factory=list)
+    task_ids: list[int] | None = Field(None, max_length=500)
+    resolved_too: bool = False
+    limit: int | None = Field(None, ge=1)
+    max_tokens: int = Field(512, ge=16, le=32_768)
+
+
+class RunIn(WantedIn):
+    budget_usd: Decimal | None = Field(None, gt=0)
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_attempts: int = Field(3, ge=1, le=10)
+
+
+class EstimateOut(Schema):
+    tasks: int
+    cost_usd: Decimal
+
+
+class ProgressOut(Schema):
+    tasks: int
+    accepted: int
+    rejected: int
+    failed: int
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal
+    tasks_per_second: float
+
+
+class RunOut(Schema):
+    id: int
+    endpoint: str
+    caveat: str
+    approach: str
+    prompt_version: str
+    state: str
+    error: str
+    budget_usd: Decimal | None
+    created_at: datetime
+    finished_at: datetime | None
+    progress: ProgressOut
+    refusals: dict[str, int]
+    """Refused attempts by reason."""
+
+
+class ResumeIn(Schema):
+    budget_usd: Decimal | None = Field(None, gt=0)
+    """Another budget; null keeps the run's."""
+
+
+@router.get("/endpoints", response=list[EndpointOut])
+def list_endpoints(request: AuthenticatedRequest) -> list[Endpoint]:
+    _require_endpoints(request)
+    return list(Endpoint.objects.order_by("name"))
+
+
+@router.post("/endpoints", response={201: EndpointOut})
+def new_endpoint(request: AuthenticatedRequest, payload: EndpointIn) -> Endpoint:
+    _require_endpoints(request)
+    endpoint = services.create_endpoint(**payload.model_dump())
+    audit(person=request.user, verb="endpoint.create", subject=endpoint, base_url=endpoint.base_url)
+    return endpoint
+
+
+@router.get("/endpoints/{name}", response=EndpointOut)
+def get_endpoint(request: AuthenticatedRequest, name: str) -> Endpoint:
+    _require_endpoints(request)
+    return _endpoint(name)
+
+
+@router.post("/endpoints/{name}/tests", response={202: EndpointTestOut})
+def new_endpoint_test(request: AuthenticatedRequest, name: str) -> EndpointTest:
+    """Have a worker call the endpoint once."""
+    _require_endpoints(request)
+    return services.start_endpoint_test(_endpoint(name))
+
+
+@router.get("/endpoint-tests/{test_id}", response=EndpointTestOut)
+def get_endpoint_test(request: AuthenticatedRequest, test_id: int) -> EndpointTest:
+    _require_endpoints(request)
+    test = EndpointTest.objects.filter(pk=test_id).first()
+    if test is None:
+        raise Http404("There is no such connection test.")
+    return test
+
+
+@router.post("/projects/{slug}/runs/estimate", response=EstimateOut)
+def estimate_run(request: AuthenticatedRequest, slug: str, payload: WantedIn) -> Estimate:
+    """How many tasks a run would work on, and what it would cost at most if each took one call."""
+    access = access_to(request.user, slug, Capability.RUN_MODELS)
+    return estimate(_wanted(access, payload), payload.max_tokens)
+
+
+@router.post("/projects/{slug}/runs", response={202: RunOut})
+def new_run(request: AuthenticatedRequest, slug: str, payload: RunIn) -> RunOut:
+    access = access_to(request.user, slug, Capability.RUN_MODELS)
+    run = services.start_run(
+        _wanted(access, payload),
+        person=request.user,
+        budget_usd=payload.budget_usd,
+        temperature=payload.temperature,
+        max_tokens=payload.max_tokens,
+        max_attempts=payload.max_attempts,
+    )
+    audit(person=request.user, verb="run.start", subject=run, approach=run.approach)
+    return _shown(run)
+
+
+@router.get("/projects/{slug}/runs", response=list[RunOut])
+def list_runs(request: AuthenticatedRequest, slug: str) -> list[RunOut]:
+    access = access_to(request.user, slug, Capability.RUN_MODELS)
+    return [_shown(run) for run in access.project.runs.select_related("endpoint").order_by("-pk")[:50]]
+
+
+@router.get("/projects/{slug}/runs/{run_id}", response=RunOut)
+def get_run(request: AuthenticatedRequest, slug: str, run_id: int) -> RunOut:
+    return _shown(_run_in(access_to(request.user, slug, Capability.RUN_MODELS), run_id))
+
+
+@router.post("/projects/{slug}/runs/{run_id}/pause", response=RunOut)
+def pause_run(request: AuthenticatedRequest, slug: str, run_id: int) -> RunOut:
+    run = _run_in(access_to(request.user, slug, Capability.RUN_MODELS), run_id)
+    return _changed(request, run, "pause", services.pause(run))
+
+
+@router.post("/projects/{slug}/runs/{run_id}/resume", response=RunOut)
+def resume_run(request: AuthenticatedRequest, slug: str, run_id: int, payload: ResumeIn | None = None) -> RunOut:
+    run = _run_in(access_to(request.user, slug, Capability.RUN_MODELS), run_id)
+    return _changed(request, run, "resume", services.resume(run, budget_usd=payload.budget_usd if payload else None))
+
+
+@router.post("/projects/{slug}/runs/{run_id}/cancel", response=RunOut)
+def cancel_run(request: AuthenticatedRequest, slug: str, run_id: int) -> RunOut:
+    run = _run_in(access_to(request.user, slug, Capability.RUN_MODELS), run_id)
+    return _changed(request, run, "cancel", services.cancel(run))
+
+
+def _require_endpoints(request: AuthenticatedRequest) -> None:
+    if not may_use_endpoints(request.user):
+        raise PermissionDenied("Endpoints are for those who run models in some project.")
+
+
+def _endpoint(name: str) -> Endpoint:
+    endpoint = Endpoint.objects.filter(name=name).first()
+    if endpoint is None:
+        raise Http404("There is no such endpoint.")
+    return endpoint
+
+
+def _wanted(access: Access, payload: WantedIn) -> Wanted:
+    endpoint = Endpoint.objects.filter(name=payload.endpoint).first()
+    if endpoint is None:
+        raise invalid(f"There is no endpoint {payload.endpoint!r}.", "endpoint")
+    return Wanted(
+        project=access.project,
+        endpoint=endpoint,
+        approach=payload.approach,
+        dimensions=[dimension.value for dimension in payload.dimensions],
+        task_ids=payload.task_ids,
+        resolved_too=payload.resolved_too,
+        limit=payload.limit,
+    )
+
+
+def _run_in(access: Access, run_id: int) -> Run:
+    run = access.project.runs.select_related("endpoint").filter(pk=run_id).first()
+    if run is None:
+        raise Http404("There is no such run in this project.")
+    return run
+
+
+def _changed(request: AuthenticatedRequest, run: Run, verb: str, won: bool) -> RunOut:
+    run.refresh_from_db()
+    if not won:
+        raise ApiError(409, "run_moved_on", f"The run is {run.state}: it cannot {verb} now.")
+    audit(person=request.user, verb=f"run.{verb}", subject=run)
+    return _shown(run)
+
+
+def _shown(run: Run) -> RunOut:
+    progress = run_progress(run)
+    return RunOut(
+        id=run.pk,
+        endpoint=run.endpoint.name,
+        caveat=run.endpoint.caveat,
+        approach=run.approach,
+        prompt_version=run.prompt_version,
+        state=run.state,
+        error=run.error,
+        budget_usd=run.budget_usd,
+        created_at=run.created_at,
+        finished_at=run.finished_at,
+        progress=ProgressOut.model_validate(progress, from_attributes=True),
+        refusals=refusals(run),
+    )

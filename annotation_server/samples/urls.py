@@ -1,0 +1,12 @@
+"""Addresses of stored images, and of a project's imports."""
+
+from django.urls import path
+
+from annotation_server.samples import views
+
+app_name = "samples"
+urlpatterns = [
+    path("images/<str:sha256>", views.image, name="image"),
+    path("projects/<slug:slug>/imports", views.imports, name="imports"),
+    path("projects/<slug:slug>/imports/<int:batch_id>", views.import_row, name="import_row"),
+]

@@ -1,0 +1,207 @@
+"""Pages that start background work and show how it goes: imports, endpoints, runs, versions, exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.test import Client
+
+from annotation_server.accounts.models import AuditEvent
+from annotation_server.datasets.models import DatasetVersion, Export
+from annotation_server.datasets.services import create_export, create_version, freeze_version
+from annotation_server.jobs.models import Job, JobKind
+from annotation_server.projects.models import Membership, Project
+from annotation_server.runs import services as runs
+from annotation_server.runs.models import Endpoint, EndpointTest, Run
+from annotation_server.samples import storage
+from annotation_server.samples.models import Image, ImportBatch
+from tests.server.factories import annotate, make_member, make_project, make_sample
+
+pytestmark = pytest.mark.django_db
+
+HTMX = {"HX-Request": "true"}
+
+
+@pytest.fixture
+def project(client: Client) -> Project:
+    """Its manager is signed in."""
+    project = make_project(slug="bottles", dimensions=["physical_shadow"])
+    client.force_login(make_member(project, Membership.Role.MANAGER))
+    return project
+
+
+@pytest.fixture
+def incoming() -> Path:
+    directory = Path(settings.WINNOW_HOME) / "incoming"
+    (directory / "friday").mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+@pytest.fixture
+def endpoint() -> Endpoint:
+    return runs.create_endpoint(
+        name="local", base_url="http://127.0.0.1:9/v1", model="m", caveat="Knows drawn scenes only."
+    )
+
+
+def test_an_import_is_a_job_with_live_progress(client: Client, project: Project, incoming: Path) -> None:
+    started = client.post("/projects/bottles/imports", {"source": "friday"})
+
+    batch = ImportBatch.objects.get()
+    assert started.status_code == 302
+    assert (batch.source, batch.name) == (str((incoming / "friday").resolve()), "friday")
+    job = Job.objects.get(kind=JobKind.IMPORT_BATCH, object_id=batch.pk)
+    Job.objects.filter(pk=job.pk).update(message="checking images", progress_done=3, progress_total=7)
+
+    row = client.get(f"/projects/bottles/imports/{batch.pk}", headers=HTMX).content.decode()
+    assert "checking images" in row
+    assert 'hx-trigger="every 1s"' in row
+
+    ImportBatch.objects.update(state="failed", error="samples.jsonl line 3: no such file")
+    row = client.get(f"/projects/bottles/imports/{batch.pk}", headers=HTMX).content.decode()
+    assert "samples.jsonl line 3: no such file" in row
+    assert "hx-trigger" not in row
+
+
+@pytest.mark.parametrize("source", ["..", "../secret_key", "/etc/passwd", "nothing-here", "", "link", "nul\x00byte"])
+def test_only_what_lies_in_incoming_is_imported(
+    client: Client, project: Project, incoming: Path, source: str, tmp_path: Path
+) -> None:
+    link = incoming / "link"
+    if not link.is_symlink():
+        link.symlink_to(tmp_path)
+    page = client.post("/projects/bottles/imports", {"source": source})
+    link.unlink()
+    assert page.status_code == 422
+    assert not ImportBatch.objects.exists()
+
+
+def test_an_endpoint_is_made_and_tested_by_a_job(client: Client, project: Project) -> None:
+    fields = {
+        "name": "cloud",
+        "base_url": "https://models.example/v1/",
+        "model": "big",
+        "api_key_env": "CLOUD_KEY",
+        "input_price": "0.5",
+        "output_price": "1.5",
+        "concurrency": "4",
+        "timeout_seconds": "60",
+        "image_side": "768",
+    }
+    assert client.post("/endpoints", fields)["Location"] == "/endpoints/cloud"
+    assert "Never tested." in client.get("/endpoints/cloud").content.decode()
+
+    client.post("/endpoints/cloud")
+
+    test = EndpointTest.objects.get()
+    assert Job.objects.get().object_id == test.pk
+    assert "hx-trigger" in client.get("/endpoints/cloud").content.decode()
+    runs.record_endpoint_test(test.pk, ok=False, report={"detail": "connection refused"})
+    fragment = client.get(f"/endpoint-tests/{test.pk}", headers=HTMX).content.decode()
+    assert "connection refused" in fragment
+    assert "hx-trigger" not in fragment
+
+
+def test_a_mistake_in_an_endpoint_is_said_on_the_page(client: Client, project: Project, endpoint: Endpoint) -> None:
+    fields = {"name": "local", "base_url": "http://127.0.0.1:9/v1", "model": "m", "input_price": "0"}
+    sizes = {"output_price": "0", "concurrency": "1", "timeout_seconds": "1", "image_side": "512"}
+    page = client.post("/endpoints", fields | sizes)
+    assert page.status_code == 422
+    assert "Endpoint with this Name already exists." in page.content.decode()
+
+
+RUN = {"approach": "automated", "temperature": "0", "max_tokens": "256", "max_attempts": "2"}
+
+
+def test_a_run_is_estimated_started_paused_resumed_and_cancelled(
+    client: Client, project: Project, endpoint: Endpoint
+) -> None:
+    make_sample(project)
+    fields = RUN | {"endpoint": endpoint.pk, "budget_usd": "1.5"}
+
+    estimated = client.post("/projects/bottles/runs/start", fields | {"estimate": "1"}).content.decode()
+    assert "1 task," in estimated
+    assert "Knows drawn scenes only." in estimated
+    assert not Run.objects.exists()
+
+    client.post("/projects/bottles/runs/start", fields)
+    run = Run.objects.get()
+    address = f"/projects/bottles/runs/{run.pk}"
+    page = client.get(address).content.decode()
+    assert "Knows drawn scenes only." in page
+    assert "hx-trigger" in page
+
+    for verb, state in (("pause", "paused"), ("resume", "running"), ("cancel", "cancelled")):
+        client.post(f"{address}/{verb}")
+        run.refresh_from_db()
+        assert run.state == state
+    assert "hx-trigger" not in client.get(address, headers=HTMX).content.decode()
+    again = client.post(f"{address}/pause", follow=True).content.decode()
+    assert "moved on already" in again
+    assert client.post(f"{address}/explode").status_code == 404
+    verbs = AuditEvent.objects.order_by("pk").values_list("verb", flat=True)
+    assert [verb for verb in verbs if verb.startswith("run.")] == ["run.start", "run.pause", "run.resume", "run.cancel"]
+
+
+def test_a_run_with_nothing_to_do_is_one_line(client: Client, project: Project, endpoint: Endpoint) -> None:
+    page = client.post("/projects/bottles/runs/start", RUN | {"endpoint": endpoint.pk})
+    assert page.status_code == 422
+    assert "nothing to annotate in bottles" in page.content.decode()
+
+
+def test_without_an_endpoint_the_start_page_says_what_to_do(client: Client, project: Project) -> None:
+    assert "There is no endpoint to run with." in client.get("/projects/bottles/runs/start").content.decode()
+
+
+def test_a_version_is_frozen_and_exported_by_jobs(client: Client, project: Project) -> None:
+    _, (task,) = make_sample(project)
+    annotate(task, make_member(project), "A")
+
+    client.post("/projects/bottles/versions", {"name": "first"})
+    version = DatasetVersion.objects.get()
+    address = f"/projects/bottles/versions/{version.pk}"
+    assert Job.objects.filter(kind=JobKind.FREEZE_VERSION, object_id=version.pk).exists()
+    assert "hx-trigger" in client.get(address).content.decode()
+    assert client.post(f"{address}/export").status_code == 404  # not frozen yet
+
+    freeze_version(version)
+    page = client.get(address).content.decode()
+    assert version.version_id in page
+    assert "1 records about 1 originals" in page
+
+    client.post(f"{address}/export")
+    assert Job.objects.filter(kind=JobKind.EXPORT_VERSION, object_id=Export.objects.get().pk).exists()
+    taken = client.post("/projects/bottles/versions", {"name": "first"})
+    assert taken.status_code == 422
+    assert "expected a new name" in taken.content.decode()
+
+
+def test_the_small_files_of_an_export_are_downloads_and_nothing_else_is(client: Client, project: Project) -> None:
+    _, (task,) = make_sample(project)
+    annotate(task, make_member(project), "A")
+    for image in Image.objects.all():
+        storage.put(image.path, b"x")
+    version = create_version(project, "first", None)
+    freeze_version(version)
+    export = create_export(version, None)
+    directory = Path(export.directory)
+    directory.mkdir(parents=True)
+    for name in ("manifest.json", "records-00000.jsonl", "private.txt"):
+        (directory / name).write_text(name)
+    Export.objects.update(state="done")
+
+    found = client.get(f"/projects/bottles/exports/{export.pk}/manifest.json")
+    assert b"".join(found) == b"manifest.json"
+    assert "attachment" in found["Content-Disposition"]
+    for name in ("private.txt", "..", "images", "records-00001.jsonl"):
+        assert client.get(f"/projects/bottles/exports/{export.pk}/{name}").status_code == 404, name
+    client.force_login(make_member(make_project(), Membership.Role.MANAGER))
+    assert client.get(f"/projects/bottles/exports/{export.pk}/manifest.json").status_code == 404
+
+
+def test_an_ml_engineer_exports_and_does_not_freeze(client: Client, project: Project) -> None:
+    client.force_login(make_member(project, Membership.Role.ML_ENGINEER))
+    assert client.get("/projects/bottles/versions").status_code == 200
+    assert client.post("/projects/bottles/versions", {"name": "first"}).status_code == 403
