@@ -238,17 +238,17 @@ def test_a_taken_port_is_said_in_one_line(server: Server) -> None:
 
 def test_sigterm_stops_the_command_cleanly(server: Server) -> None:
     command = [sys.executable, "-m", "trainer", "serve", "--set", f"model_dir={server.config.model_dir}"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--set", "port=0", "--set", "device=cpu"],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout
-    said = process.stdout.readline()
-    assert said.startswith("serving tiny at http://127.0.0.1:")
-    with urllib.request.urlopen(said.split()[-1].removesuffix("/v1") + "/healthz") as reply:  # noqa: S310
-        assert json.load(reply)["status"] == "ok"
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 0
+    ) as process:
+        assert process.stdout
+        said = process.stdout.readline()
+        assert said.startswith("serving tiny at http://127.0.0.1:")
+        with urllib.request.urlopen(said.split()[-1].removesuffix("/v1") + "/healthz") as reply:  # noqa: S310
+            assert json.load(reply)["status"] == "ok"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
