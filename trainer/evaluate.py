@@ -183,15 +183,19 @@ def answer_records(config: EvaluateConfig, records: Sequence[Record]) -> Iterato
     """Each record's greedy completion, in order."""
     progress = Progress("evaluate")
     began = time.monotonic()
-    texts = _by_model(config, records) if config.model_dir else _by_endpoint(config, records)
+    if config.model_dir is not None:
+        texts = _by_model(config, config.model_dir, records)
+    elif config.endpoint is not None:
+        texts = _by_endpoint(config, config.endpoint, records)
+    else:
+        raise AssertionError("the settings name one of the two")
     for done, text in enumerate(texts, start=1):
         progress.show(done / len(records), (time.monotonic() - began) / done * (len(records) - done))
         yield text
 
 
-def _by_model(config: EvaluateConfig, records: Sequence[Record]) -> Iterator[str]:
-    assert config.model_dir
-    screener = load_screener(config.model_dir, config.device, config.dtype)
+def _by_model(config: EvaluateConfig, model_dir: Path, records: Sequence[Record]) -> Iterator[str]:
+    screener = load_screener(model_dir, config.device, config.dtype)
     choose_threads(screener, config.threads)
     store = ImageStore(screener, config.export_dir, config.image_max_side)
     sampling = Sampling(max_new_tokens=config.max_completion_length)
@@ -202,10 +206,7 @@ def _by_model(config: EvaluateConfig, records: Sequence[Record]) -> Iterator[str
             yield written.text
 
 
-def _by_endpoint(config: EvaluateConfig, records: Sequence[Record]) -> Iterator[str]:
-    endpoint = config.endpoint
-    assert endpoint
-
+def _by_endpoint(config: EvaluateConfig, endpoint: EndpointConfig, records: Sequence[Record]) -> Iterator[str]:
     def answer(record: Record) -> str:
         prompt = make_example(record, PromptKind.ASK).prompt
         paths = [config.export_dir / image.path for image in record.images]

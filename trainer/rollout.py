@@ -316,9 +316,11 @@ def _reseeded(sampling: Sampling, place: int) -> Sampling:
     )
 
 
-class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
     """A cache layer that grows in steps: the stock one copies all keys and values for every new token."""
 
+    keys: Any
+    values: Any
     _room: Tensor | None = None
     """(2, N, heads, capacity, head size): keys and values; `keys` and `values` are views of its filled part."""
 
@@ -332,7 +334,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         # After rows left, keys and values are copies outside of the room, and the room has another number of rows.
         if self._room is None or self._room.shape[1] != rows or self._room.shape[3] < total:
             self._room = key_states.new_empty(2, rows, heads, total + max(64, total // 4), size)
-            if self.keys is not None and self.values is not None and filled:
+            if filled:
                 self._room[:, :, :, :filled] = torch.stack([self.keys, self.values])
         self._room[0, :, :, filled:total] = key_states
         self._room[1, :, :, filled:total] = value_states

@@ -92,6 +92,12 @@ def may_use_endpoints(person: Person) -> bool:
     return person.is_superuser or person.memberships.filter(role__in=roles).exists()
 
 
+def may_name_keys(person: Person) -> bool:
+    """Administrators only: an endpoint sends the named environment variable to its address, so whoever pairs the two
+    could have any secret of the server's environment sent anywhere."""
+    return person.is_superuser
+
+
 def _access(person: Person, project: Project) -> Access | None:
     membership = Membership.objects.filter(project=project, person=person).first()
     role = Role(membership.role) if membership else None

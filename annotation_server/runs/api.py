@@ -16,7 +16,7 @@ from annotation_server.annotations.models import Approach
 from annotation_server.errors import ApiError, invalid
 from annotation_server.jobs.models import JobKind
 from annotation_server.jobs.selectors import latest_job
-from annotation_server.projects.access import Access, Capability, access_to, may_use_endpoints
+from annotation_server.projects.access import Access, Capability, access_to, may_name_keys, may_use_endpoints
 from annotation_server.runs import services
 from annotation_server.runs.models import Endpoint, EndpointTest, Run
 from annotation_server.runs.selection import Wanted
@@ -120,6 +120,8 @@ def list_endpoints(request: AuthenticatedRequest) -> list[Endpoint]:
 @router.post("/endpoints", response={201: EndpointOut})
 def new_endpoint(request: AuthenticatedRequest, payload: EndpointIn) -> Endpoint:
     _require_endpoints(request)
+    if payload.api_key_env and not may_name_keys(request.user):
+        raise ApiError(403, "forbidden", "Only an administrator makes an endpoint that sends a key.", "api_key_env")
     endpoint = services.create_endpoint(**payload.model_dump())
     audit(person=request.user, verb="endpoint.create", subject=endpoint, base_url=endpoint.base_url)
     return endpoint

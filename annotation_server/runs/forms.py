@@ -44,6 +44,11 @@ class EndpointForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts 
             "image_side": _("Longest image side in pixels"),
         }
 
+    def __init__(self, *args: Any, names_keys: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not names_keys:
+            del self.fields["api_key_env"]
+
     def _post_clean(self) -> None:
         """Nothing: the model's own checks run in the service."""
 

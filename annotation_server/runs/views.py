@@ -20,7 +20,7 @@ from annotation_server.accounts.services import audit
 from annotation_server.annotations.selectors import tasks_shown_to
 from annotation_server.jobs.models import JobKind
 from annotation_server.jobs.selectors import latest_job
-from annotation_server.projects.access import Access, Capability, access_to, may_use_endpoints
+from annotation_server.projects.access import Access, Capability, access_to, may_name_keys, may_use_endpoints
 from annotation_server.runs import services
 from annotation_server.runs.forms import EndpointForm, RunForm
 from annotation_server.runs.models import Endpoint, EndpointTest, Run
@@ -33,7 +33,7 @@ ATTEMPTS_SHOWN = 50
 @require_http_methods(["GET", "POST"])
 def endpoints(request: AuthenticatedRequest) -> HttpResponse:
     _require_endpoints(request)
-    form = EndpointForm(request.POST or None)
+    form = EndpointForm(request.POST or None, names_keys=may_name_keys(request.user))
     if request.method == "POST" and form.is_valid():
         try:
             endpoint = services.create_endpoint(**form.cleaned_data)

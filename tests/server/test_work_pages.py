@@ -17,7 +17,7 @@ from annotation_server.runs import services as runs
 from annotation_server.runs.models import Endpoint, EndpointTest, Run
 from annotation_server.samples import storage
 from annotation_server.samples.models import Image, ImportBatch
-from tests.server.factories import annotate, make_member, make_project, make_sample
+from tests.server.factories import annotate, make_member, make_person, make_project, make_sample
 
 pytestmark = pytest.mark.django_db
 
@@ -79,6 +79,7 @@ def test_only_what_lies_in_incoming_is_imported(
 
 
 def test_an_endpoint_is_made_and_tested_by_a_job(client: Client, project: Project) -> None:
+    client.force_login(make_person(is_superuser=True))
     fields = {
         "name": "cloud",
         "base_url": "https://models.example/v1/",
@@ -102,6 +103,17 @@ def test_an_endpoint_is_made_and_tested_by_a_job(client: Client, project: Projec
     fragment = client.get(f"/endpoint-tests/{test.pk}", headers=HTMX).content.decode()
     assert "connection refused" in fragment
     assert "hx-trigger" not in fragment
+
+
+def test_a_manager_cannot_have_the_servers_secrets_sent_anywhere(client: Client, project: Project) -> None:
+    """An endpoint sends the environment variable it names to its own address."""
+    fields = {"name": "mine", "base_url": "https://mine.example/v1", "model": "m", "api_key_env": "WINNOW_SECRET_KEY"}
+    rest = {"input_price": 0, "output_price": 0, "concurrency": 1, "timeout_seconds": 1, "image_side": 512}
+
+    by_api = client.post("/api/v1/endpoints", fields, "application/json")
+    assert (by_api.status_code, by_api.json()["error"]["field"]) == (403, "api_key_env")
+    client.post("/endpoints", fields | rest)
+    assert Endpoint.objects.get().api_key_env == ""
 
 
 def test_a_mistake_in_an_endpoint_is_said_on_the_page(client: Client, project: Project, endpoint: Endpoint) -> None:

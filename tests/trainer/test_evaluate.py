@@ -30,8 +30,6 @@ from trainer.evaluate import (
 )
 from trainer.model import save_screener
 
-# ruff: noqa: S311 (draws of a test)
-
 
 def config(export: Path, tmp_path: Path, **fields: Any) -> EvaluateConfig:
     settings: dict[str, Any] = {

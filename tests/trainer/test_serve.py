@@ -12,7 +12,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -115,14 +115,20 @@ def test_n_choices_differ_and_a_seed_repeats_them(client: openai.OpenAI) -> None
     assert [choice.message.content for choice in complete(client, **fields | {"seed": 12}).choices] != first
 
 
-def test_requests_that_come_together_get_the_answers_they_get_alone(server: Server, client: openai.OpenAI) -> None:
+def test_requests_that_come_together_get_the_answers_they_get_alone(
+    server: Server, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = [complete(client, messages=question(seed)).choices[0].message.content for seed in range(12)]
     sizes: list[int] = []
     decode = server.batcher._decode
-    server.batcher._decode = lambda batch: (sizes.append(len(batch)), decode(batch))[1]  # type: ignore[method-assign]
+
+    def counted(batch: Sequence[Any]) -> None:
+        sizes.append(len(batch))
+        decode(batch)
+
+    monkeypatch.setattr(server.batcher, "_decode", counted)
     with ThreadPoolExecutor(12) as pool:
         together = list(pool.map(lambda seed: complete(client, messages=question(seed)), range(12)))
-    server.batcher._decode = decode  # type: ignore[method-assign]
     assert [answer.choices[0].message.content for answer in together] == alone
     assert max(sizes) > 1
 
@@ -232,7 +238,7 @@ def test_a_taken_port_is_said_in_one_line(server: Server) -> None:
 
 def test_sigterm_stops_the_command_cleanly(server: Server) -> None:
     command = [sys.executable, "-m", "trainer", "serve", "--set", f"model_dir={server.config.model_dir}"]
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(
         [*command, "--set", "port=0", "--set", "device=cpu"],
         stdout=subprocess.PIPE,
         text=True,

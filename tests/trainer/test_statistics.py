@@ -1,7 +1,5 @@
 """Bootstrap intervals: they contain the truth as often as they say, and samples are drawn whole."""
 
-# ruff: noqa: S311 (draws of a test)
-
 import random
 
 import pytest
