@@ -32,7 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="wins over the file")
     given = parser.parse_args(arguments)
-    module = importlib.import_module(f"trainer.{given.command}")
+    try:
+        module = importlib.import_module(f"trainer.{given.command}")
+    except ModuleNotFoundError as error:
+        print(f"trainer: {error.name} is not installed: {given.command} needs the trainer's extra", file=sys.stderr)
+        return 1
     try:
         module.main(load_config(getattr(module, COMMANDS[given.command][0]), given.config, given.set))
     except (Refused, ExportRefused, RecordRefused) as error:

@@ -9,7 +9,7 @@ Not here: what is trained (sft.py, grpo.py), how a model is written (model.py).
 from __future__ import annotations
 
 import json
-import os
+import pickle
 import platform
 import random
 import shutil
@@ -53,7 +53,14 @@ class RunDirectory:
             raise ConfigRefused(f"run_dir: {self.path}: {error.strerror}") from None
 
     def begin(self, config: TrainingConfig, command: str, export_version: str, state: TrainerState) -> None:
-        """Write what the run is; on a resume, drop metrics of steps after the checkpoint, which will come again."""
+        """Write what the run is; on a resume, drop metrics of steps after the checkpoint, which will come again.
+
+        ConfigRefused when the run to go on with learnt from another dataset version.
+        """
+        told = self.path / "environment.json"
+        before = json.loads(told.read_text(encoding="utf-8"))["export_version"] if told.exists() else export_version
+        if before != export_version:
+            raise ConfigRefused(f"export_dir: {self.path} began with version {before}, this is {export_version}")
         _write_json(self.path / "config.json", {"command": command, **settings_json(config)})
         _write_json(self.path / "environment.json", environment(config.seed, export_version))
         metrics = self.path / METRICS
@@ -104,8 +111,9 @@ def restore(checkpoint: Path, optimizer: torch.optim.Optimizer, device: torch.de
         told = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         optimizer.load_state_dict(kept["optimizer"])
         kind, numbers, gauss = told["random"]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ConfigRefused(f"{checkpoint}: cannot be resumed from ({str(error).splitlines()[0]})") from None
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigRefused(f"{checkpoint}: cannot be resumed from ({why})") from None
     random.setstate((kind, tuple(numbers), gauss))
     torch.set_rng_state(kept["torch_rng"]["cpu"].cpu())
     if device.type == "cuda" and "cuda" in kept["torch_rng"]:
@@ -149,6 +157,6 @@ def _replace(partial: Path, target: Path) -> None:
     old = target.with_name(target.name + ".old.partial")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        os.rename(target, old)
-    os.rename(partial, target)
+        target.rename(old)
+    partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)

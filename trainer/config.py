@@ -193,7 +193,12 @@ def _build(kind: type[C], tree: dict[str, Any], prefix: str) -> C:
         if field.default is MISSING and field.default_factory is MISSING and field.name not in tree:
             raise ConfigRefused(f"setting {prefix}{field.name} is missing: expected {_expected(hints[field.name])}")
     values = {name: _convert(value, hints[name], prefix + name) for name, value in tree.items()}
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ConfigRefused:
+        raise
+    except ValueError as error:  # a dataclass of the contract, which knows no ConfigRefused
+        raise ConfigRefused(f"{prefix.rstrip('.')}: {error}") from None
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:

@@ -23,7 +23,7 @@ from trainer.contract.exports import ExportRefused, read_records
 from trainer.contract.prompts import Prompt, PromptKind
 from trainer.contract.records import Record, same_polarity
 from trainer.images import ImageTensor, image_grid, pixel_inputs
-from trainer.model import Architecture, Screener
+from trainer.model import Architecture, ModelRefused, Screener
 
 # Shapes: B prompts, P prompt tokens, 3 = time, row and column of a multimodal rope position.
 
@@ -149,14 +149,25 @@ def encode_prompts(
         rows.append(head + tail)
         after = torch.arange(len(tail)) + int(head_positions.max()) + 1
         positions.append(torch.cat([head_positions, after.expand(3, -1)], dim=1))
+    return batch_rows(screener, rows, positions, images)
+
+
+def batch_rows(
+    screener: Screener,
+    rows: Sequence[Sequence[int]],
+    positions: Sequence[torch.Tensor],
+    images: Sequence[Sequence[ImageTensor]],
+) -> PromptBatch:
+    """Token rows with their (3, tokens) positions and images as one batch padded on the right."""
     lengths = torch.tensor([len(row) for row in rows])
     longest = int(lengths.max())
     input_ids = torch.full((len(rows), longest), screener.pad_token_id)
     position_ids = torch.zeros(3, len(rows), longest, dtype=torch.long)
     for index, (row, row_positions) in enumerate(zip(rows, positions, strict=True)):
-        input_ids[index, : len(row)] = torch.tensor(row)
+        input_ids[index, : len(row)] = torch.tensor(list(row))
         position_ids[:, index, : len(row)] = row_positions
-    pixels = pixel_inputs(screener, [picture for pictures in images for picture in pictures])
+    shown = [picture for pictures in images for picture in pictures]
+    pixels = pixel_inputs(screener, shown) if shown else {"pixel_values": torch.zeros(0)}
     device = screener.device
     return PromptBatch(
         input_ids=input_ids.to(device),
@@ -224,7 +235,7 @@ def _rendered(key: _Key, count: int) -> tuple[list[str], str, str]:
     *pieces, tail = text.split(screener.image_placeholder)
     before, question, after = tail.partition(_QUESTION)
     if len(pieces) != count or not question:
-        raise ExportRefused("the model's chat template leaves out images or the question: it cannot be used")
+        raise ModelRefused("the model's chat template leaves out images or the question: it cannot be used")
     return pieces, before, after
 
 
@@ -239,7 +250,13 @@ def _head(key: _Key, count: int, grids: tuple[tuple[int, int], ...]) -> tuple[li
 
     The head ends with a control token, so that tokenizing head and question apart gives the tokens of the whole.
     """
-    screener = key.screener
+    return lay_out(key.screener, _rendered(key, count)[0], grids)
+
+
+def lay_out(
+    screener: Screener, pieces: Sequence[str], grids: Sequence[tuple[int, int]]
+) -> tuple[list[int], torch.Tensor]:
+    """Tokens and (3, tokens) positions of texts that each stand before an image of some token grid."""
     opening, _, closing = screener.image_marks
     multimodal = screener.architecture is not Architecture.INTERNVL
     ids: list[int] = []
@@ -253,7 +270,7 @@ def _head(key: _Key, count: int, grids: tuple[tuple[int, int], ...]) -> tuple[li
         positions.append((torch.arange(len(tokens)) + following).expand(3, -1))
         following += len(tokens)
 
-    for piece, (rows, columns) in zip(_rendered(key, count)[0], grids, strict=True):
+    for piece, (rows, columns) in zip(pieces, grids, strict=True):
         add_text(piece + opening)
         ids.extend([screener.image_token_id] * (rows * columns))
         if multimodal:
@@ -266,4 +283,4 @@ def _head(key: _Key, count: int, grids: tuple[tuple[int, int], ...]) -> tuple[li
             positions.append((torch.arange(rows * columns) + following).expand(3, -1))
             following += rows * columns
         add_text(closing)
-    return ids, torch.cat(positions, dim=1)
+    return ids, torch.cat(positions, dim=1) if positions else torch.zeros(3, 0, dtype=torch.long)

@@ -132,7 +132,7 @@ def load_screener(directory: Path, device: str = "auto", dtype: str = "auto") ->
     if not has_weights(directory):
         raise ModelRefused(f"{directory}: expected weights (*.safetensors)")
     place = resolve_device(device)
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # a run has its own line of progress
+    disable_progress_bar()  # a run has its own line of progress
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(
             directory,
@@ -170,10 +170,8 @@ def new_screener(
     place = resolve_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForImageTextToText.from_config(  # type: ignore[no-untyped-call]
-            config, attn_implementation="sdpa", dtype=torch.float32
-        )
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     model = model.to(device=place, dtype=resolve_dtype(dtype, place))
@@ -186,7 +184,7 @@ def save_screener(screener: Screener, directory: Path, stored_dtype: torch.dtype
     `stored_dtype` writes the weights in another type than they are computed in; the screener itself is not changed.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     model = screener.model
     if stored_dtype is not None and stored_dtype != model.dtype:
         model = copy.deepcopy(model).to(stored_dtype)

@@ -8,6 +8,7 @@ Not here: sampling and reward (grpo.py), scoring by generation (evaluate.py).
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import torch
 
 from trainer.augmentation import mirror_images, mirror_rationale, permute_candidates
 from trainer.checkpoint import MODEL, RunDirectory, TrainerState, restore
-from trainer.config import TrainingConfig, require
+from trainer.config import Refused, TrainingConfig, require
 from trainer.contract.dimensions import Split
 from trainer.contract.exports import ExportRefused, read_manifest
 from trainer.contract.prompts import PromptKind
@@ -46,6 +47,10 @@ from trainer.optimization import (
 from trainer.progress import Progress, StopBetweenSteps
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 from trainer.vision_warmup import VisionWarmupConfig, warm_up
+
+
+class SFTStopped(Refused):
+    """Training that cannot go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +226,8 @@ def train_step(run: Run, batch: Sequence[Shown]) -> dict[str, float]:
         loss = -said.logprobs.sum() / tokens
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
+    if not math.isfinite(total):
+        raise SFTStopped(f"sft: the loss is {total} at step {run.state.step + 1}: lower learning_rate and resume")
     return {"loss": total, "grad_norm": clip_and_step(run.optimizer, run.config.clip), "tokens": tokens}
 
 

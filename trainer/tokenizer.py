@@ -54,7 +54,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     # The tags are cut out here as well, or merges inside them would be learnt and never used.
     raw.train_from_iterator(_without_tags(texts), learner)
     raw.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
         eos_token=TURN_END,
         pad_token=END_OF_TEXT,

@@ -13,7 +13,7 @@ Not here: reading the source (samples/importers.py), storing images (samples/ser
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +32,8 @@ from annotation_server.tasks.models import Task
 from annotation_server.tasks.services import create_tasks
 from trainer.contract.answers import Answer
 
-_SAMPLES_AT_ONCE = 500
-"""Per transaction: below a second of writing, so that nobody else waits long."""
+_ROWS_AT_ONCE = 500
+"""Samples and answers per transaction: about a second of writing, so that nobody else waits long."""
 
 
 def import_batch(batch: ImportBatch, on_progress: OnProgress = quiet) -> None:
@@ -85,8 +85,8 @@ def _checked(batch: ImportBatch, on_progress: OnProgress) -> tuple[list[_Checked
         for row in source.rows
         if all(path in stored for _, path in row.images)
     ]
-    for start in range(0, len(checked), _SAMPLES_AT_ONCE):
-        _compare(batch, checked[start : start + _SAMPLES_AT_ONCE], mistakes)
+    for some in _in_chunks(checked):
+        _compare(batch, some, mistakes)
     mistakes.refuse()
     return checked, source.notes
 
@@ -153,15 +153,29 @@ def _look_up(batch: ImportBatch, external_ids: Sequence[str]) -> _Known:
     )
 
 
+def _in_chunks(rows: Sequence[_CheckedRow]) -> Iterator[list[_CheckedRow]]:
+    chunk: list[_CheckedRow] = []
+    weight = 0
+    for checked in rows:
+        chunk.append(checked)
+        weight += 1 + len(checked.row.answers) + len(checked.row.gold)
+        if weight >= _ROWS_AT_ONCE:
+            yield chunk
+            chunk, weight = [], 0
+    if chunk:
+        yield chunk
+
+
 def _write(batch: ImportBatch, rows: Sequence[_CheckedRow], on_progress: OnProgress) -> None:
-    for start in range(0, len(rows), _SAMPLES_AT_ONCE):
-        some = rows[start : start + _SAMPLES_AT_ONCE]
+    written = 0
+    for some in _in_chunks(rows):
         try:
             _write_some(batch, some)
         except IntegrityError:
             # Another import has just written one of these samples: look again, and see it.
             _write_some(batch, some)
-        on_progress(min(start + _SAMPLES_AT_ONCE, len(rows)), len(rows), "writing samples")
+        written += len(some)
+        on_progress(written, len(rows), "writing samples")
 
 
 def _write_some(batch: ImportBatch, rows: Sequence[_CheckedRow]) -> None:

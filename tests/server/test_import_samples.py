@@ -127,7 +127,7 @@ def test_a_killed_import_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: p
     project = make_project()
     source = write_rows(tmp_path, *(row(f"bottle-{number}", answers={"physical_shadow": []}) for number in range(5)))
     batch = create_import(project, str(source), "source", person=None)
-    monkeypatch.setattr(imports, "_SAMPLES_AT_ONCE", 2)
+    monkeypatch.setattr(imports, "_ROWS_AT_ONCE", 4)  # two samples with an answer each
 
     def killed(rows: Any) -> Any:
         if project.samples.count() > 2:

@@ -22,6 +22,7 @@ from trainer.contract.records import ImageFile, Record
 from trainer.model import Screener, new_screener
 
 SIDE = 16
+MakeExport = Callable[..., Path]
 TEXTS = [
     "<|im_start|>user\nOriginal:Candidate A:Candidate B:Candidate C:Candidate D:",
     "Judge physical shadow. Which candidates are acceptable?<|im_end|>\n<|im_start|>assistant\n",
@@ -49,7 +50,12 @@ def qwen_config(model_type: str, **text: object) -> dict[str, object]:
     else:
         vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-    language = {"vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    language: dict[str, object] = {
+        "vocab_size": 600,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+    }
     language |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.06}
     language |= {"max_position_embeddings": 2048, "rope_parameters": rope}
     return {"model_type": model_type, "text_config": language | text, "vision_config": vision}
@@ -57,9 +63,14 @@ def qwen_config(model_type: str, **text: object) -> dict[str, object]:
 
 def internvl_config() -> dict[str, object]:
     """config.json of an InternVL of the same size."""
-    vision = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    vision: dict[str, object] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     vision |= {"image_size": [SIDE, SIDE], "patch_size": [4, 4], "initializer_range": 0.06}
-    text = {"model_type": "qwen2", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64}
+    text: dict[str, object] = {"model_type": "qwen2", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64}
     text |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": None}
     text |= {"initializer_range": 0.06}
     names = {"image_token_id": 2, "image_seq_length": 4, "downsample_ratio": 0.5}
@@ -139,13 +150,14 @@ GREEN, RED = (30, 200, 60), (200, 40, 40)
 
 
 @pytest.fixture
-def make_export(tmp_path: Path) -> Callable[..., Path]:
+def make_export(tmp_path: Path) -> MakeExport:
     """An export whose answers can be seen: green candidates are acceptable, red ones are not."""
 
     def make(samples: int = 8, rationales: bool = True, dimensions: tuple[Dimension, ...] = tuple(Dimension)) -> Path:
         stored = tmp_path / "stored"
         stored.mkdir(exist_ok=True)
-        rng, noise, records = np.random.default_rng(0), 0, []
+        records: list[Record] = []
+        rng, noise = np.random.default_rng(0), 0
         for number in range(samples):
             good = rng.random(4) < 0.5
             pictures = []
@@ -154,26 +166,26 @@ def make_export(tmp_path: Path) -> Callable[..., Path]:
                 pictures.append(write_image(stored, colour, noise))
             answer: Answer = frozenset(name for name, is_good in zip(letters(4), good, strict=True) if is_good)
             seen = " ".join(f"{name}: {'green' if name in answer else 'red'}." for name in letters(4))
-            for dimension in dimensions:
-                records.append(
-                    Record(
-                        id=f"s{number:04d}:{dimension}",
-                        sample_id=f"s{number:04d}",
-                        split=Split.VALIDATION if number % 4 == 3 else Split.TRAIN,
-                        dimension=dimension,
-                        polarity=Polarity.ACCEPTABLE,
-                        original=pictures[0],
-                        candidates=tuple(pictures[1:]),
-                        answer=answer,
-                        answer_source=AnswerSource.GOLD,
-                        rationale=seen if rationales else "",
-                        approach=Approach.MANUAL if rationales else None,
-                        annotators=1,
-                        agreement=None,
-                        prompt_version="ask-1",
-                        meta={},
-                    )
+            records.extend(
+                Record(
+                    id=f"s{number:04d}:{dimension}",
+                    sample_id=f"s{number:04d}",
+                    split=Split.VALIDATION if number % 4 == 3 else Split.TRAIN,
+                    dimension=dimension,
+                    polarity=Polarity.ACCEPTABLE,
+                    original=pictures[0],
+                    candidates=tuple(pictures[1:]),
+                    answer=answer,
+                    answer_source=AnswerSource.GOLD,
+                    rationale=seen if rationales else "",
+                    approach=Approach.MANUAL if rationales else None,
+                    annotators=1,
+                    agreement=None,
+                    prompt_version="ask-1",
+                    meta={},
                 )
+                for dimension in dimensions
+            )
         directory = tmp_path / "export"
         write_export(
             directory,

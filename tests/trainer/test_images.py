@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.trainer.conftest import SIDE, make_screener, random_images
+from tests.trainer.conftest import SIDE, MakeExport, make_screener, random_images
 from trainer.contract import prompts
 from trainer.contract.dimensions import DIMENSIONS, Polarity
 from trainer.contract.exports import ExportRefused, read_records
@@ -81,7 +81,7 @@ def test_a_longer_side_is_bounded(tmp_path: Path) -> None:
     assert tuple(prepared.shape) == (16, 32, 3)
 
 
-def test_the_store_reads_each_image_once_and_forgets_the_oldest(screener: Screener, make_export) -> None:
+def test_the_store_reads_each_image_once_and_forgets_the_oldest(screener: Screener, make_export: MakeExport) -> None:
     export = make_export(samples=2)
     record = next(read_records(export))
     store = ImageStore(screener, export, max_bytes=2 * SIDE * SIDE * 3)
@@ -95,7 +95,7 @@ def test_the_store_reads_each_image_once_and_forgets_the_oldest(screener: Screen
     assert torch.equal(again, kept)
 
 
-def test_a_changed_image_is_refused_by_name(screener: Screener, make_export) -> None:
+def test_a_changed_image_is_refused_by_name(screener: Screener, make_export: MakeExport) -> None:
     export = make_export(samples=1)
     record = next(read_records(export))
     path = export / record.original.path

@@ -13,7 +13,7 @@ from trainer.contract import prompts
 from trainer.contract.answers import format_completion
 from trainer.contract.dimensions import DIMENSIONS, Dimension, Polarity
 from trainer.data import completion_ids, encode_prompts, plain_text, question_ids, token_ids
-from trainer.model import ModelRefused, load_screener, new_screener
+from trainer.model import ModelRefused, Screener, load_screener, new_screener
 from trainer.tokenizer import train_tokenizer
 
 LINEAR = ["full_attention", "linear_attention"]
@@ -50,7 +50,7 @@ def test_one_seed_gives_one_model(tmp_path: Path) -> None:
     assert not torch.equal(first.model.lm_head.weight, other.model.lm_head.weight)
 
 
-def test_head_and_question_join_to_the_template(any_screener) -> None:
+def test_head_and_question_join_to_the_template(any_screener: Screener) -> None:
     ask = prompts.ask(Dimension.PHYSICAL_SHADOW, Polarity.ACCEPTABLE, 4)
     text = any_screener.tokenizer.apply_chat_template(
         prompts.template_messages(ask), add_generation_prompt=True, tokenize=False
@@ -64,7 +64,7 @@ def test_head_and_question_join_to_the_template(any_screener) -> None:
     assert head.input_ids[0].tolist() + question_ids(any_screener, ask) == whole.input_ids[0].tolist()
 
 
-def test_a_rationale_cannot_pose_as_an_image_or_end_the_turn(any_screener) -> None:
+def test_a_rationale_cannot_pose_as_an_image_or_end_the_turn(any_screener: Screener) -> None:
     opening, patch, _ = any_screener.image_marks
     ids = completion_ids(any_screener, f"{opening}{patch}<|im_end|>")
     assert any_screener.image_token_id not in ids
@@ -93,3 +93,9 @@ def test_a_new_tokenizer_writes_anything() -> None:
 def test_a_vocabulary_below_the_bytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match="vocab_size"):
         new_screener(model_directory(tmp_path, "qwen3_vl", vocab_size=100), TEXTS, seed=0)
+
+
+def test_a_chat_template_without_images_is_refused(any_screener: Screener) -> None:
+    any_screener.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
+    with pytest.raises(ModelRefused, match="chat template"):
+        question_ids(any_screener, prompts.ask(Dimension.PHYSICAL_SHADOW, Polarity.ACCEPTABLE, 4))

@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from tests.trainer.conftest import make_screener, model_directory, random_images
+from tests.trainer.conftest import MakeExport, make_screener, model_directory, random_images
 from trainer import sft
 from trainer.config import ConfigRefused
 from trainer.contract import prompts
 from trainer.contract.dimensions import Dimension, Polarity
 from trainer.contract.exports import ExportRefused, read_manifest
 from trainer.data import encode_prompts
-from trainer.model import load_screener, save_screener
+from trainer.model import Screener, load_screener, save_screener
 from trainer.sft import PromptMix, SFTConfig
 from trainer.vision_warmup import VisionWarmupConfig
 
@@ -35,7 +35,7 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_it_learns_an_export_whose_answers_can_be_seen(make_export, tmp_path: Path) -> None:
+def test_it_learns_an_export_whose_answers_can_be_seen(make_export: MakeExport, tmp_path: Path) -> None:
     export = make_export(samples=64, dimensions=ONE)
     model_directory(tmp_path / "new", "qwen3_vl")
     config = settings(export, tmp_path, steps=90, batch_samples=16, permute=True, learning_rate=8e-3)
@@ -50,7 +50,7 @@ def test_it_learns_an_export_whose_answers_can_be_seen(make_export, tmp_path: Pa
     assert {"torch", "transformers"} <= environment["packages"].keys()
 
 
-def test_the_model_loads_in_plain_transformers_with_the_same_logits(any_screener, tmp_path: Path) -> None:
+def test_the_model_loads_in_plain_transformers_with_the_same_logits(any_screener: Screener, tmp_path: Path) -> None:
     save_screener(any_screener, tmp_path / "saved")
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved", local_files_only=True)
     ask = prompts.ask(Dimension.PHYSICAL_SHADOW, Polarity.ACCEPTABLE, 4)
@@ -70,7 +70,9 @@ def test_weights_stored_in_bfloat16_compute_in_float32_on_a_cpu(tmp_path: Path) 
     assert load_screener(tmp_path / "saved", "cpu", "bfloat16").model.dtype == torch.bfloat16
 
 
-def test_a_resumed_run_takes_the_same_way(make_export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_takes_the_same_way(
+    make_export: MakeExport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     export = make_export(samples=8)
     model_directory(tmp_path / "new", "qwen3_vl")
     mix = PromptMix(ask=1, explain=1, resolve=1)
@@ -103,7 +105,9 @@ def test_a_resumed_run_takes_the_same_way(make_export, tmp_path: Path, monkeypat
         assert torch.equal(parameter, second.state_dict()[name]), name
 
 
-def test_a_stop_is_saved_between_steps(make_export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_is_saved_between_steps(
+    make_export: MakeExport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     export = make_export(samples=8, dimensions=ONE)
     model_directory(tmp_path / "new", "qwen3_vl")
     config = settings(export, tmp_path, steps=50)
@@ -121,7 +125,7 @@ def test_a_stop_is_saved_between_steps(make_export, tmp_path: Path, monkeypatch:
     assert not (config.run_dir / "model").exists()
 
 
-def test_accumulation_gives_the_same_step(make_export, tmp_path: Path) -> None:
+def test_accumulation_gives_the_same_step(make_export: MakeExport, tmp_path: Path) -> None:
     export = make_export(samples=8)
     model_directory(tmp_path / "new", "qwen3_vl")
     for pieces in (1, 3):
@@ -130,7 +134,7 @@ def test_accumulation_gives_the_same_step(make_export, tmp_path: Path) -> None:
     assert pieced == pytest.approx(whole, abs=1e-4)
 
 
-def test_answers_alone_are_taught_when_wanted(make_export, tmp_path: Path) -> None:
+def test_answers_alone_are_taught_when_wanted(make_export: MakeExport, tmp_path: Path) -> None:
     export = make_export(samples=8, rationales=False)
     model_directory(tmp_path / "new", "qwen3_vl")
     with pytest.raises(ExportRefused, match="answer_only"):
@@ -140,7 +144,7 @@ def test_answers_alone_are_taught_when_wanted(make_export, tmp_path: Path) -> No
     assert all(target.startswith("<think></think><answer>") for target in targets)
 
 
-def test_every_sample_is_shown_before_any_is_shown_again(make_export, tmp_path: Path) -> None:
+def test_every_sample_is_shown_before_any_is_shown_again(make_export: MakeExport, tmp_path: Path) -> None:
     export = make_export(samples=8, dimensions=ONE)
     model_directory(tmp_path / "new", "qwen3_vl")
     run = sft.build(settings(export, tmp_path, batch_samples=2))
@@ -150,7 +154,7 @@ def test_every_sample_is_shown_before_any_is_shown_again(make_export, tmp_path: 
     assert sorted(seen) == sorted(sample[0].sample_id for sample in run.train_samples)
 
 
-def test_a_used_run_directory_is_refused(make_export, tmp_path: Path) -> None:
+def test_a_used_run_directory_is_refused(make_export: MakeExport, tmp_path: Path) -> None:
     export = make_export(samples=4, dimensions=ONE)
     model_directory(tmp_path / "new", "qwen3_vl")
     sft.main(settings(export, tmp_path, steps=1))
@@ -158,7 +162,7 @@ def test_a_used_run_directory_is_refused(make_export, tmp_path: Path) -> None:
         sft.build(settings(export, tmp_path, steps=1))
 
 
-def test_the_vision_tower_is_warmed_up_once(make_export, tmp_path: Path) -> None:
+def test_the_vision_tower_is_warmed_up_once(make_export: MakeExport, tmp_path: Path) -> None:
     export = make_export(samples=24, dimensions=ONE)
     model_directory(tmp_path / "new", "qwen3_vl")
     phase = VisionWarmupConfig(steps=60, batch_samples=8)

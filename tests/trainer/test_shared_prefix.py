@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -12,7 +14,13 @@ from trainer.contract.dimensions import DIMENSIONS, Polarity
 from trainer.data import completion_ids, encode_prompts, question_ids
 from trainer.images import pixel_inputs
 from trainer.model import Screener
-from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs, repeated_prompt_logprobs
+from trainer.shared_prefix import (
+    Branch,
+    CompletionLogprobs,
+    PrefixGroups,
+    completion_logprobs,
+    repeated_prompt_logprobs,
+)
 
 SAID = ["<think>A: green.</think><answer>A</answer>", "<answer>none</answer>", "<think>so</think><answer>A,B</answer>"]
 
@@ -43,15 +51,19 @@ def grpo_groups(screener: Screener) -> tuple[PrefixGroups, list[dict[str, torch.
 
 
 @pytest.mark.parametrize("make_groups", [sft_groups, grpo_groups])
-def test_it_equals_repeated_prompts(any_screener: Screener, make_groups) -> None:
+def test_it_equals_repeated_prompts(
+    any_screener: Screener, make_groups: Callable[[Screener], tuple[PrefixGroups, list[dict[str, torch.Tensor]]]]
+) -> None:
     groups, images = make_groups(any_screener)
     weights = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
 
-    def run(function, *extra: object) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def run(
+        function: Callable[..., CompletionLogprobs], *extra: object
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         any_screener.model.zero_grad()
         out = function(any_screener, groups, *extra)
         rows, columns = out.logprobs.shape
-        (out.logprobs * weights[:rows].repeat(1, 9)[:, :columns]).sum().backward()
+        (out.logprobs * weights[:rows].repeat(1, 9)[:, :columns]).sum().backward()  # type: ignore[no-untyped-call]
         named = any_screener.model.named_parameters()
         return out.logprobs.detach(), out.mask, {name: p.grad.clone() for name, p in named if p.grad is not None}
 
@@ -68,12 +80,12 @@ def test_it_equals_repeated_prompts(any_screener: Screener, make_groups) -> None
 def test_a_large_vocabulary_in_pieces_gives_the_same(screener: Screener, monkeypatch: pytest.MonkeyPatch) -> None:
     groups, _ = sft_groups(screener)
     whole = completion_logprobs(screener, groups)
-    whole.logprobs.sum().backward()
+    whole.logprobs.sum().backward()  # type: ignore[no-untyped-call]
     expected = screener.model.lm_head.weight.grad.clone()
     screener.model.zero_grad()
     monkeypatch.setattr(shared_prefix, "LOGITS_AT_ONCE", 3000)
     pieces = completion_logprobs(screener, groups)
-    pieces.logprobs.sum().backward()
+    pieces.logprobs.sum().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(pieces.logprobs, whole.logprobs)
     assert torch.equal(pieces.greedy, whole.greedy)
     torch.testing.assert_close(screener.model.lm_head.weight.grad, expected)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
+from django.db import connection
+from django.utils import timezone
 
 from annotation_server.annotations.models import Annotation, Approach
 from annotation_server.jobs.models import Job, JobKind
@@ -14,6 +19,7 @@ from annotation_server.projects.models import Project
 from annotation_server.runs import selectors, services
 from annotation_server.runs.models import Attempt, Endpoint, RawResponse, Run, RunTask
 from annotation_server.runs.selection import Wanted
+from annotation_workers.model_client import Failure, ModelClient, Reply
 from tests.workers.conftest import FakeEndpoint, MakeEndpoint
 from tests.workers.scenes import project_with_tasks
 
@@ -261,7 +267,7 @@ def test_nothing_stays_reserved_at_odd_prices(make_endpoint: MakeEndpoint, work:
     run = start(project, make_endpoint(input_price=Decimal("0.15"), output_price=Decimal("0.6"), image_side=1000))
     work()
     chunk = run.chunks.get()
-    assert (chunk.accepted, chunk.reserved_usd, chunk.cost_usd) == (12, 0, Decimal("0.00216"))
+    assert (chunk.accepted, chunk.reserved_usd, chunk.cost_usd) == (12, Decimal(0), Decimal("0.00216"))
 
 
 def test_a_paused_run_makes_no_call_and_goes_on_where_it_was(
@@ -305,6 +311,36 @@ def test_an_answer_paid_for_before_a_crash_is_judged_without_a_new_call(
     run.refresh_from_db()
     assert (run.state, len(fake.charges())) == (Run.State.DONE, 1)
     assert Attempt.objects.get().outcome == Attempt.Outcome.ACCEPTED
+
+
+def test_a_worker_that_lost_its_job_writes_nothing_more(
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease runs out while it waits for an answer: the answer is not its to keep, the next holder asks again."""
+    project, _ = project_with_tasks(1)
+    run = start(project, endpoint)
+    complete = ModelClient.complete
+    taken: list[int] = []
+
+    def take_away() -> None:
+        long_ago = timezone.now() - timedelta(minutes=1)
+        taken.append(Job.objects.update(lease_token=uuid.uuid4(), lease_expires_at=long_ago))
+        connection.close()
+
+    async def answered_too_late(self: ModelClient, *args: Any, **kwargs: Any) -> Reply | Failure:
+        result = await complete(self, *args, **kwargs)
+        if not taken:
+            await asyncio.to_thread(take_away)
+        return result
+
+    monkeypatch.setattr(ModelClient, "complete", answered_too_late)
+    work()
+    run.refresh_from_db()
+    assert (run.state, taken) == (Run.State.DONE, [1])
+    assert list(Attempt.objects.order_by("number").values_list("outcome", "reason")) == [
+        ("unknown", "interrupted"), ("accepted", ""),
+    ]  # fmt: skip
+    assert (RawResponse.objects.count(), Annotation.objects.count()) == (1, 1)
 
 
 async def _die(*args: object) -> bool:

@@ -84,7 +84,6 @@ def test_a_killed_worker_costs_seconds_and_no_completed_call(
     make_endpoint: MakeEndpoint,
     fake: FakeEndpoint,
     until: Until,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake.control(delay=0.3)
     processes.queue()
@@ -94,6 +93,8 @@ def test_a_killed_worker_costs_seconds_and_no_completed_call(
     endpoint = make_endpoint(concurrency=4)
     run = start(project, endpoint)
     until(lambda: selectors.run_progress(run).accepted >= 8, 40)
+    on_their_way = Attempt.objects.filter(outcome=Attempt.Outcome.SENT)
+    until(on_their_way.exists, 5)
     processes.kill(first)
     processes.worker()
     until(lambda: is_done(run), 60)

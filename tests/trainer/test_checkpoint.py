@@ -1,0 +1,93 @@
+"""A checkpoint stands whole or not at all, old ones go, and a run goes on only with what it began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.conftest import make_screener
+from trainer.checkpoint import RunDirectory, TrainerState, restore
+from trainer.config import ConfigRefused, TrainingConfig
+from trainer.model import Screener
+from trainer.optimization import clip_and_step, learning_rate_at, make_optimizer
+
+
+def settings(tmp_path: Path, **fields: object) -> TrainingConfig:
+    given = {"export_dir": tmp_path / "export", "model_dir": tmp_path / "model", "run_dir": tmp_path / "run"}
+    return TrainingConfig(**{"steps": 10, **given, **fields})  # type: ignore[arg-type]
+
+
+def step(screener: Screener, optimizer: torch.optim.Optimizer) -> None:
+    loss = sum(parameter.square().sum() for parameter in screener.model.parameters())
+    loss.backward()
+    clip_and_step(optimizer, 1.0)
+
+
+def test_state_comes_back_with_its_random_numbers(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    screener = make_screener(tmp_path / "model")
+    optimizer = make_optimizer(screener, config)
+    step(screener, optimizer)
+    directory = RunDirectory(config)
+    where = directory.save_checkpoint(
+        screener, optimizer, TrainerState(step=7, seconds=1.5, extra={"pool": {"a": 0.5}})
+    )
+    drawn = torch.rand(3)
+
+    fresh = make_optimizer(screener, config)
+    state = restore(where, fresh, torch.device("cpu"))
+    assert (state.step, state.seconds, state.extra) == (7, 1.5, {"pool": {"a": 0.5}})
+    assert torch.equal(torch.rand(3), drawn)
+    ours, theirs = optimizer.state_dict()["state"], fresh.state_dict()["state"]
+    assert all(torch.equal(ours[key]["exp_avg"], theirs[key]["exp_avg"]) for key in ours)
+
+
+def test_old_and_unfinished_checkpoints_do_not_count(tmp_path: Path) -> None:
+    config = settings(tmp_path, keep_checkpoints=2)
+    screener = make_screener(tmp_path / "model")
+    optimizer = make_optimizer(screener, config)
+    directory = RunDirectory(config)
+    for number in (1, 2, 10):
+        directory.save_checkpoint(screener, optimizer, TrainerState(step=number))
+    (config.run_dir / "checkpoints" / "step-00000011.partial").mkdir()
+    names = sorted(path.name for path in (config.run_dir / "checkpoints").glob("step-*[0-9]"))
+    assert names == ["step-00000002", "step-00000010"]
+    latest = directory.latest_checkpoint()
+    assert latest is not None
+    assert latest.name == "step-00000010"
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    screener = make_screener(tmp_path / "model")
+    optimizer = make_optimizer(screener, config)
+    where = RunDirectory(config).save_checkpoint(screener, optimizer, TrainerState(step=1))
+    (where / "optimizer.pt").write_bytes(b"cut")
+    with pytest.raises(ConfigRefused, match="cannot be resumed from"):
+        restore(where, optimizer, torch.device("cpu"))
+
+
+def test_a_run_does_not_go_on_with_another_version(tmp_path: Path) -> None:
+    config = settings(tmp_path, resume=True)
+    RunDirectory(config).begin(config, "sft", "one", TrainerState())
+    with pytest.raises(ConfigRefused, match="began with version one"):
+        RunDirectory(config).begin(config, "sft", "two", TrainerState())
+
+
+def test_the_rate_rises_falls_and_waits_for_the_tower(tmp_path: Path) -> None:
+    config = settings(
+        tmp_path, learning_rate=1.0, warmup=0.1, final_lr=0.5, vision_lr=0.4, vision_lr_early=0.0, vision_early=0.2
+    )
+    assert learning_rate_at(0.0, config) < 0.02
+    assert learning_rate_at(0.1, config) == pytest.approx(0.95)
+    assert learning_rate_at(1.0, config) == pytest.approx(0.5)
+    assert learning_rate_at(0.15, config, vision=True) == 0
+    assert learning_rate_at(1.0, config, vision=True) == pytest.approx(0.2)
+
+
+def test_a_tower_with_rate_0_is_frozen(tmp_path: Path) -> None:
+    screener = make_screener(tmp_path / "model")
+    make_optimizer(screener, settings(tmp_path, vision_lr=0.0))
+    assert not any(parameter.requires_grad for parameter in screener.vision_tower.parameters())

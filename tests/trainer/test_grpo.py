@@ -1,0 +1,200 @@
+"""A GRPO run on an export of plain colours: reward rises, a resumed run equals one in a single sitting, gates hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer.conftest import make_screener
+from trainer import grpo
+from trainer.checkpoint import RunDirectory
+from trainer.config import ConfigRefused, load_config
+from trainer.contract.answers import format_completion
+from trainer.contract.dimensions import Dimension, Polarity, Split
+from trainer.contract.prompts import PromptKind
+from trainer.contract.scores import all_answers
+from trainer.data import completion_ids, encode_prompts, make_example, read_split
+from trainer.grpo import GRPOConfig, Run, StartRefused
+from trainer.hard_cases import HardCaseConfig
+from trainer.images import ImageStore
+from trainer.model import load_screener, save_screener
+from trainer.objective import LossType
+from trainer.optimization import set_learning_rate
+from trainer.rewards import grade_completions
+from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
+
+SHADOW = (Dimension.PHYSICAL_SHADOW,)
+
+
+@pytest.fixture
+def export(make_export: Callable[..., Path]) -> Path:
+    return make_export(samples=16, rationales=False, dimensions=SHADOW)
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Path:
+    """A model that writes readable answers, any of the sixteen alike: it knows the form and nothing else. Made once."""
+    directory = tmp_path_factory.getbasetemp() / "grpo-start"
+    if directory.exists():
+        return directory
+    screener = make_screener(tmp_path_factory.mktemp("new"))
+    records = read_split(export, Split.TRAIN, SHADOW, Polarity.ACCEPTABLE)[:4]
+    images = ImageStore(screener, export)
+    batch = encode_prompts(
+        screener,
+        [make_example(record, PromptKind.ASK).prompt for record in records],
+        [images.of(record) for record in records],
+    )
+    said = [Branch([], completion_ids(screener, format_completion("", answer))) for answer in all_answers(4)]
+    optimizer = torch.optim.AdamW(screener.model.parameters(), lr=4e-3)
+    for _ in range(60):
+        scored = completion_logprobs(screener, PrefixGroups(batch, [said] * len(records)))
+        (-scored.logprobs.sum() / scored.mask.sum()).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(screener.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    save_screener(screener, directory)
+    return directory
+
+
+def config(export: Path, model: Path, run_dir: Path, **fields: Any) -> GRPOConfig:
+    settings: dict[str, Any] = {
+        "export_dir": export,
+        "model_dir": model,
+        "run_dir": run_dir,
+        "steps": 30,
+        "learning_rate": 2e-3,
+        "prompts_per_step": 6,
+        "max_completion_length": 24,
+        "dimensions": SHADOW,
+        "device": "cpu",
+    }
+    return GRPOConfig(**settings | fields)
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_clock(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]
+
+
+@pytest.mark.parametrize("hard_cases", [True, False])
+def test_reward_rises(export: Path, start: Path, tmp_path: Path, hard_cases: bool) -> None:
+    grpo.main(config(export, start, tmp_path / "run", hard_cases=hard_cases))
+    rows = metrics(tmp_path / "run")
+    steps = rows[:30]
+    first, last = (sum(row["reward"] for row in part) / 5 for part in (steps[:5], steps[-5:]))
+    assert last > first + 0.08
+    assert max(row["logprob_gap"] for row in steps if "logprob_gap" in row) < 1e-4
+    assert sum(steps[-1]["records"].values()) == 12
+    assert (sum(row["replays"] for row in steps) > 0) == hard_cases
+    assert 0 <= rows[30]["validation"]["exact"] <= 1
+    assert load_screener(tmp_path / "run" / "model").architecture == "qwen3_vl"
+    assert (tmp_path / "run" / "suspects.jsonl").exists()
+
+
+def test_a_resumed_run_equals_one_in_a_single_sitting(
+    export: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, Any] = {"steps": 8, "checkpoint_every": 4, "beta": 0.02}
+    grpo.main(config(export, start, tmp_path / "whole", **fields))
+    taken = 0
+
+    def stopped_step(run: Run) -> dict[str, Any]:
+        nonlocal taken
+        if taken == 5:
+            raise KeyboardInterrupt
+        taken += 1
+        return original(run)
+
+    original = grpo.train_step
+    monkeypatch.setattr(grpo, "train_step", stopped_step)
+    with pytest.raises(KeyboardInterrupt):
+        grpo.main(config(export, start, tmp_path / "parts", **fields))
+    monkeypatch.setattr(grpo, "train_step", original)
+    grpo.main(config(export, start, tmp_path / "parts", resume=True, **fields))
+    assert without_clock(metrics(tmp_path / "parts")) == without_clock(metrics(tmp_path / "whole"))
+    assert [row["kl"] > 0 for row in metrics(tmp_path / "whole")[2:8] if "kl" in row].count(True) >= 3
+
+
+def test_a_stop_saves_and_the_run_goes_on_from_there(export: Path, start: Path, tmp_path: Path) -> None:
+    run = grpo.build(config(export, start, tmp_path / "run", steps=2))
+    figures = grpo.train_step(run)
+    run.state.step = 1
+    run.directory.log(1, figures)
+    grpo.save_checkpoint(run)
+    resumed = grpo.build(config(export, start, tmp_path / "run", steps=2, resume=True))
+    assert resumed.state.step == 1
+    assert resumed.hard_cases.state_dict() == run.hard_cases.state_dict()
+
+
+def test_a_start_that_writes_no_answers_is_refused(export: Path, tmp_path: Path) -> None:
+    save_screener(make_screener(tmp_path / "new"), tmp_path / "untrained")
+    with pytest.raises(StartRefused, match="0% readable answers"):
+        grpo.build(config(export, tmp_path / "untrained", tmp_path / "run"))
+    grpo.build(config(export, tmp_path / "untrained", tmp_path / "warned", start_gate="warn"))
+
+
+def gradient(run: Run, **fields: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The update's direction from one batch, under other settings."""
+    run.config = replace(run.config, **fields)
+    records = list(run.train_records.values())[:4]
+    groups = grpo.write_groups(run, records, seed=1)
+    advantages_NG = torch.linspace(-1, 1, 32).reshape(4, 8)
+    set_learning_rate(run.optimizer, 0.5, run.config)
+    before = [parameter.detach().clone() for parameter in run.screener.model.parameters()]
+    figures = grpo.learn(run, records, groups, advantages_NG)
+    after = list(run.screener.model.parameters())
+    moved = torch.cat([(b - a).flatten() for a, b in zip(before, after, strict=True)])
+    return moved.detach(), figures
+
+
+@pytest.mark.parametrize("loss_type", list(LossType))
+def test_smaller_forwards_give_the_same_update(export: Path, start: Path, tmp_path: Path, loss_type: LossType) -> None:
+    found = []
+    for number, size in enumerate((1, 8)):
+        run = grpo.build(config(export, start, tmp_path / str(number), start_gate="off", loss_type=loss_type))
+        _, figures = gradient(run, groups_per_forward=size)
+        found.append(figures)
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], abs=1e-5)
+    assert found[0]["grad_norm"] == pytest.approx(found[1]["grad_norm"], rel=1e-3)
+
+
+def test_several_updates_per_batch_meet_the_clip(export: Path, start: Path, tmp_path: Path) -> None:
+    run = grpo.build(config(export, start, tmp_path / "run", start_gate="off", learning_rate=5e-3))
+    _, once = gradient(run)
+    assert once["clipped"] == 0
+    run = grpo.build(config(export, start, tmp_path / "again", start_gate="off", learning_rate=5e-3))
+    _, thrice = gradient(run, num_iterations=3)
+    assert thrice["clipped"] > 0
+
+
+def test_suspect_labels_are_written_for_the_platform(export: Path, start: Path, tmp_path: Path) -> None:
+    run = grpo.build(config(export, start, tmp_path / "run", start_gate="off", mining=HardCaseConfig(parked_visits=1)))
+    record = next(record for record in run.train_records.values() if record.answer)
+    run.hard_cases.observe(record.id, grade_completions(record, ["<answer>none</answer>"] * 8, run.config.reward))
+    assert grpo.write_suspects(run) == 1
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "suspects.jsonl").read_text().splitlines()]
+    assert row["record_id"] == record.id
+    assert (row["model_answer"], row["share"]) == ("none", 1.0)
+
+
+@pytest.mark.parametrize("override", ["mining.ema=2", "reward.dpa=-1", "beta=-1", "num_generations=1", "top_p=0"])
+def test_wrong_settings_are_refused_by_name(override: str) -> None:
+    given = ["export_dir=e", "model_dir=m", "run_dir=r", "steps=1", override]
+    with pytest.raises(ConfigRefused, match=override.split("=")[0].split(".")[0]):
+        load_config(GRPOConfig, None, given)
+
+
+def test_a_run_directory_in_use_is_refused(export: Path, start: Path, tmp_path: Path) -> None:
+    grpo.build(config(export, start, tmp_path / "run", start_gate="off"))
+    with pytest.raises(ValueError, match="already holds a run"):
+        RunDirectory(config(export, start, tmp_path / "run"))

@@ -1,0 +1,160 @@
+"""Decoding many packed branches together writes what decoding each alone, by full forwards, writes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.trainer.conftest import random_images
+from trainer.contract import prompts
+from trainer.contract.dimensions import DIMENSIONS, Polarity
+from trainer.contract.prompts import Prompt
+from trainer.data import encode_prompts
+from trainer.images import ImageTensor
+from trainer.model import Architecture, Screener
+from trainer.rollout import Sampling, Wanted, Written, generate, write_completions
+from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
+
+GREEDY = Sampling(max_new_tokens=12)
+DRAWN = Sampling(max_new_tokens=12, temperature=1.0, seed=3)
+
+
+def ask(dimension: int, count: int) -> Prompt:
+    return prompts.ask(DIMENSIONS[dimension], Polarity.ACCEPTABLE, count)
+
+
+def two_samples() -> tuple[list[Prompt], list[list[ImageTensor]]]:
+    """Five questions about two samples of different candidate counts, in mixed order: different prompt lengths."""
+    large, small = random_images(5, seed=1), random_images(3, seed=2)
+    asked = [(0, large), (1, small), (2, large), (3, small), (3, large)]
+    return [ask(dimension, len(images) - 1) for dimension, images in asked], [images for _, images in asked]
+
+
+def naive(screener: Screener, prompt: Prompt, images: list[ImageTensor], length: int) -> list[int]:
+    """Greedy words by one full forward per word; the model finds its own positions."""
+    batch = encode_prompts(screener, [prompt], [images])
+    ids = batch.input_ids
+    for _ in range(length):
+        kinds = {"mm_token_type_ids": (ids == screener.image_token_id).int()}
+        with torch.no_grad():
+            logits = screener.model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                use_cache=False,
+                **({} if screener.architecture is Architecture.INTERNVL else kinds),
+                **batch.image_inputs(),
+            ).logits[0, -1]
+        logits[screener.banned_token_ids] = -torch.inf
+        ids = torch.cat([ids, logits.argmax()[None, None]], 1)
+        if int(ids[0, -1]) == screener.end_token_id:
+            break
+    return ids[0, batch.input_ids.shape[1] :].tolist()
+
+
+def encourage_ending(screener: Screener) -> None:
+    """Random weights hardly ever end: give the ending token about a fifth of the probability after a prompt."""
+    asked, images = two_samples()
+    with torch.no_grad():
+        inputs = encode_prompts(screener, asked[:1], images[:1]).model_inputs()
+        hidden = screener.model.model(**inputs).last_hidden_state[0, -1]
+        weight = screener.model.get_output_embeddings().weight
+        weight[screener.end_token_id] = hidden / hidden.square().sum() * (math.log(len(weight)) - 1.4)
+
+
+def test_greedy_equals_the_naive_decode(any_screener: Screener) -> None:
+    asked, images = two_samples()
+    endless = [naive(any_screener, prompt, own, 12) for prompt, own in zip(asked, images, strict=True)]
+    # A word that one completion says along its way shall end it: branches then finish at different times.
+    any_screener.tokenizer.eos_token = any_screener.tokenizer.convert_ids_to_tokens(endless[0][4])
+    expected = [naive(any_screener, prompt, own, 12) for prompt, own in zip(asked, images, strict=True)]
+    assert len(expected[0]) <= 5
+    shared = generate(any_screener, asked, images, GREEDY)
+    assert [list(one.token_ids) for (one,) in shared] == expected
+    repeated = generate(any_screener, asked, images, GREEDY, num_generations=3)
+    assert [[list(one.token_ids) for one in group] for group in repeated] == [[ids] * 3 for ids in expected]
+    assert [one.finished for (one,) in shared] == [ids[-1] == any_screener.end_token_id for ids in expected]
+
+
+def test_logprobs_equal_those_of_the_training_forward(any_screener: Screener) -> None:
+    encourage_ending(any_screener)
+    asked, images = two_samples()
+    sampling = Sampling(max_new_tokens=12, temperature=0.7, seed=1)
+    groups = generate(any_screener, asked, images, sampling, num_generations=4)
+    branches = [[Branch([], one.token_ids) for one in group] for group in groups]
+    heads = encode_prompts(any_screener, asked, images)
+    with torch.no_grad():
+        scored = completion_logprobs(any_screener, PrefixGroups(heads, branches), temperature=0.7)
+    written = [one for group in groups for one in group]
+    assert len({one.token_ids for one in written}) >= 5
+    assert len({len(one.token_ids) for one in written}) > 1
+    for one, logprobs_C in zip(written, scored.logprobs, strict=True):
+        assert torch.allclose(torch.tensor(one.logprobs), logprobs_C[: len(one.logprobs)], atol=1e-5)
+
+
+def test_a_draw_does_not_depend_on_what_it_is_decoded_with(screener: Screener) -> None:
+    encourage_ending(screener)
+    asked, images = two_samples()
+    together = generate(screener, asked, images, DRAWN, num_generations=3)
+    assert generate(screener, asked, images, DRAWN, num_generations=3) == together
+    heads = encode_prompts(screener, asked[:1], images[:1])
+    seed = Sampling(max_new_tokens=12, temperature=1.0, seed=3 * 1_000_003 + 1)
+    (alone,) = write_completions(screener, heads, [[Wanted([], seed)]])
+    assert alone.token_ids == together[0][1].token_ids
+
+
+def first_words(screener: Screener, sampling: Sampling, draws: int) -> Counter[int]:
+    asked, images = two_samples()
+    heads = encode_prompts(screener, asked[:1], images[:1])
+    settings = [
+        Sampling(max_new_tokens=1, temperature=sampling.temperature, top_p=sampling.top_p, seed=n) for n in range(draws)
+    ]
+    written = write_completions(screener, heads, [[Wanted([], one) for one in settings]])
+    return Counter(one.token_ids[0] for one in written)
+
+
+def first_probabilities(screener: Screener, temperature: float) -> torch.Tensor:
+    asked, images = two_samples()
+    with torch.no_grad():
+        logits = screener.model(**encode_prompts(screener, asked[:1], images[:1]).model_inputs()).logits[0, -1]
+    logits[screener.banned_token_ids] = -torch.inf
+    probabilities: torch.Tensor = (logits / temperature).softmax(-1)
+    return probabilities
+
+
+def test_words_are_drawn_as_often_as_they_are_likely(screener: Screener) -> None:
+    encourage_ending(screener)
+    probabilities = first_probabilities(screener, 0.5)
+    drawn = first_words(screener, Sampling(max_new_tokens=1, temperature=0.5), 2000)
+    for token, p in sorted(enumerate(probabilities.tolist()), key=lambda pair: -pair[1])[:5]:
+        assert drawn[token] / 2000 == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 2000))
+    assert not set(drawn) & set(screener.banned_token_ids)
+
+
+def test_top_p_draws_among_the_likeliest_words_only(screener: Screener) -> None:
+    encourage_ending(screener)
+    ordered, order = first_probabilities(screener, 1.0).sort(descending=True)
+    kept = int((ordered.cumsum(0) - ordered < 0.3).sum())
+    drawn = first_words(screener, Sampling(max_new_tokens=1, temperature=1.0, top_p=0.3), 600)
+    assert set(drawn) <= set(order[:kept].tolist())
+    assert len(drawn) > 1
+
+
+def test_each_completion_is_reported_when_it_is_done(screener: Screener) -> None:
+    asked, images = two_samples()
+    heads = encode_prompts(screener, asked[:2], images[:2])
+    wanted = [[Wanted([], Sampling(max_new_tokens=n)) for n in lengths] for lengths in ([5, 2], [3])]
+    told: list[tuple[int, Written]] = []
+    written = write_completions(screener, heads, wanted, lambda index, one: told.append((index, one)))
+    assert [index for index, _ in told] == [1, 2, 0]
+    assert [written[index] for index, _ in told] == [one for _, one in told]
+    assert [len(one.token_ids) for one in written] == [5, 2, 3]
+
+
+def test_mixed_questions_are_refused(screener: Screener) -> None:
+    asked, images = two_samples()
+    heads = encode_prompts(screener, asked[:1], images[:1])
+    with pytest.raises(ValueError, match="a question or none"):
+        write_completions(screener, heads, [[Wanted([], GREEDY), Wanted([5], GREEDY)]])

@@ -1,0 +1,29 @@
+"""Rewards of completions: `trainer.contract.scores.grade`, applied to a record's group.
+
+Not here: any formula (trainer/contract/scores.py has the only one), and what the optimizer makes of a reward
+(objective.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainer.contract.records import Record
+from trainer.contract.scores import Grade, RewardWeights, grade
+
+
+def grade_completions(record: Record, completions: Sequence[str], weights: RewardWeights) -> list[Grade]:
+    """What each completion about `record` earned, in order; `.reward` of a grade is what the optimizer sees."""
+    return [grade(text, record.answer, len(record.candidates), weights) for text in completions]
+
+
+def mean_figures(grades: Sequence[Grade]) -> dict[str, float]:
+    """Means over completions: reward, exact, dpa, and the share that could be parsed. ValueError when there is none."""
+    if not grades:
+        raise ValueError("there is no grade to take a mean of")
+    return {
+        "reward": sum(grade.reward for grade in grades) / len(grades),
+        "exact": sum(grade.exact for grade in grades) / len(grades),
+        "dpa": sum(grade.dpa for grade in grades) / len(grades),
+        "parsable": sum(grade.refusal is None for grade in grades) / len(grades),
+    }
