@@ -191,6 +191,10 @@ class Client:
     def start_run(self, slug: str, endpoint: str, approach: str, **wanted: object) -> dict[str, Any]:
         return self._object("POST", f"/projects/{slug}/runs", {"endpoint": endpoint, "approach": approach, **wanted})
 
+    def runs(self, slug: str) -> list[dict[str, Any]]:
+        """The project's runs, the newest first."""
+        return self._list("GET", f"/projects/{slug}/runs")
+
     def run(self, slug: str, run_id: int) -> dict[str, Any]:
         return self._object("GET", f"/projects/{slug}/runs/{run_id}")
 

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from annotation_server.client import Client
-
 from benchmarks.demo_person import SimulatedPerson, read_drawn
 from benchmarks.demo_report import learning_figures, table
 

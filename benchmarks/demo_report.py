@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluate import beats_constant, paired_difference, read_predictions
-
 from trainer.contract.dimensions import DIMENSIONS
+from trainer.evaluate import beats_constant, paired_difference, read_predictions
 
 NAMES = {"base": "base", "sft": "SFT", "grpo": "HCM-GRPO"}
 
@@ -40,7 +39,7 @@ def table(figures: dict[str, Any]) -> str:
         f"version   {figures['version']['id']}",
         "records   " + ", ".join(f"{count} {name}" for name, count in sorted(figures["records"].items()))
         + f"; splits {figures['version']['splits']}",
-        f"person    simulated, misjudges a candidate in {person['error_rate']:.0%} of tasks: {person['mistakes']} mistakes",
+        f"person    simulated, errs in {person['error_rate']:.0%} of tasks: {person['mistakes']} candidates misjudged",
     ]  # fmt: skip
     lines += [
         f"model     {approach}: {run['accepted']} accepted, {run['rejected']} rejected, {run['failed']} failed, "

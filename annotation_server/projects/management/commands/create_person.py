@@ -44,5 +44,5 @@ class Command(BaseCommand):
             if project:
                 Membership.objects.create(project=project, person=person, role=options["role"])
             audit(person=None, verb="person.create", subject=person, project=slug, role=options["role"])
-        role = "administrator" if options["administrator"] else f"{options['role']} of {slug}" if slug else "no role yet"
-        self.stdout.write(f"{username}: {role}")
+        role = f"{options['role']} of {slug}" if slug else "no role in a project"
+        self.stdout.write(f"{username}: {'administrator' if options['administrator'] else role}")
