@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, (settings, about) in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=f"{about}. Settings: {settings} in {name}.py.")
         command.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
-        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="wins over the file")
+        command.add_argument(
+            "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="wins over the file"
+        )
     given = parser.parse_args(arguments)
     try:
         module = importlib.import_module(f"trainer.{given.command}")
