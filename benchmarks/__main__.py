@@ -1,7 +1,7 @@
 """`make bench`: runs the measured claims and prints one JSON object per line.
 
-Each part is a module with ``measure() -> Iterator[Measurement]``; both sides of a ratio are measured in turns in one
-process, and medians are what counts. Not here: timed tests (there are none; a claim lives here or nowhere).
+A part is a module with ``measure(*, scale) -> Iterator[Measurement]``. Both sides of a ratio are measured in turns in
+one process, and medians are what counts. Not here: timed tests (there are none; a claim lives here or nowhere).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ def main() -> int:
     """Run all parts or one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--only", choices=PARTS, help="one part instead of all")
-    chosen = parser.parse_args().only
-    for part in [chosen] if chosen else PARTS:
+    parser.add_argument("--scale", action="store_true", help="at 128,000 samples, where a part has such a size")
+    given = parser.parse_args()
+    for part in [given.only] if given.only else PARTS:
         print(f"measuring {part}", file=sys.stderr)
-        for measurement in importlib.import_module(f"benchmarks.{part}").measure():
+        for measurement in importlib.import_module(f"benchmarks.{part}").measure(scale=given.scale):
             print(json.dumps(measurement), flush=True)
     return 0
 

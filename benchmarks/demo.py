@@ -185,7 +185,8 @@ class Demo:
         """One run by the command; its summary from the API."""
         self.manage("annotate", PROJECT, "--approach", approach, "--endpoint", endpoint, "--limit", str(limit))
         with self.client("engineer") as client:
-            return client.runs(PROJECT)[0]
+            newest = client.runs(PROJECT)[0]
+        return {**newest["progress"], "refusals": newest["refusals"], "state": newest["state"]}
 
     def freeze_and_export(self) -> None:
         """Freeze what is resolved, export it, and prove the export."""

@@ -61,13 +61,11 @@ class SimulatedPerson:
 
 def _misjudged(rationale: str, letter: str, *, fine: bool, answer: frozenset[str]) -> str:
     """The rationale with one candidate judged the other way, as somebody would who overlooked or imagined a defect."""
-    parts = [part.strip() for part in _SENTENCE.split(rationale) if part.strip()]
+    lead, *parts = [part.strip() for part in _SENTENCE.split(rationale.partition(" Fine:")[0])]
+    sentences = [lead] if lead else []
+    for part in parts:
+        seen = "nothing stands out, fine" if fine else "something looks off, flawed"
+        sentences.append(f"{letter}: {seen}." if part[0] == letter else part)
     names = [part[0] for part in parts]
-    sentences = [
-        f"{letter}: nothing stands out, fine." if fine and name == letter
-        else f"{letter}: something looks off, flawed." if name == letter
-        else part.split(" Fine:")[0]
-        for name, part in zip(names, parts, strict=True)
-    ]  # fmt: skip
     flawed = ", ".join(name for name in names if name not in answer) or "none"
     return " ".join([*sentences, f"Fine: {', '.join(sorted(answer)) or 'none'}. Flawed: {flawed}."])

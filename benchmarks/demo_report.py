@@ -43,7 +43,7 @@ def table(figures: dict[str, Any]) -> str:
     ]  # fmt: skip
     lines += [
         f"model     {approach}: {run['accepted']} accepted, {run['rejected']} rejected, {run['failed']} failed, "
-        f"{run['calls']} calls, {run['cost_usd']} USD"
+        f"{run['calls']} calls, {run['cost_usd']} USD" + (f", refused {run['refusals']}" if run["refusals"] else "")
         for approach, run in runs.items()
     ]
     lines += ["", f"{'held out':<24}{'records':>8}   exact match [95 %]     over best constant      DPA     chance*"]

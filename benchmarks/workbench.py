@@ -14,11 +14,16 @@ from collections.abc import Iterator
 
 from benchmarks.measurement import Measurement, percentile
 
-_SMALL, _LARGE, _ROUNDS = 250, 25_000, 200
+_SMALL, _LARGE, _SCALE, _ROUNDS = 250, 25_000, 128_000, 200
+"""Samples of a small, a large and a full-size project; cycles measured in each."""
 
 
-def measure() -> Iterator[Measurement]:
-    """p95 of claim and record with 100,000 tasks, beside 1,000, in a throw-away database unless DATABASE_URL is set."""
+def measure(*, scale: bool) -> Iterator[Measurement]:
+    """p95 of claim and record in a large project beside a small one, in a throw-away database without DATABASE_URL.
+
+    Large is 100,000 tasks, with `scale` 512,000.
+    """
+    samples = _SCALE if scale else _LARGE
     with tempfile.TemporaryDirectory() as home:
         os.environ.setdefault("WINNOW_HOME", home)
         os.environ.setdefault("DJANGO_SETTINGS_MODULE", "annotation_server.settings")
@@ -29,7 +34,7 @@ def measure() -> Iterator[Measurement]:
         from django.db import connection
 
         call_command("migrate", verbosity=0)
-        small, large = _cycle_times(_SMALL), _cycle_times(_LARGE)
+        small, large = _cycle_times(_SMALL), _cycle_times(samples)
         for index, step in enumerate(("claim", "record")):
             value, peer = percentile(large[index], 0.95) * 1000, percentile(small[index], 0.95) * 1000
             yield {
@@ -38,7 +43,7 @@ def measure() -> Iterator[Measurement]:
                 "unit": "ms",
                 "peer": round(peer, 2),
                 "ratio": round(peer / value, 2),
-                "setting": f"{connection.vendor}, {4 * _LARGE:,} tasks; peer: {4 * _SMALL:,} tasks, same run",
+                "setting": f"{connection.vendor}, {4 * samples:,} tasks; peer: {4 * _SMALL:,} tasks, same run",
             }
         connection.close()
 

@@ -20,7 +20,8 @@ def permute_candidates(record: Record, order: Sequence[int]) -> Record | None:
     """The record with candidate ``order[i]`` in place i: images, answer and rationale follow. `meta` is dropped.
 
     None when the rationale cannot be relabelled with certainty: it must be empty, or one part per candidate, each
-    beginning with its letter and a colon and naming no other letter, then at most lists such as ``Fine: A, C.``
+    beginning with its letter and a colon and naming no other letter. Before the parts may stand what begins with
+    ``Original:``, after them lists such as ``Fine: A, C.``
     """
     names = letters(len(record.candidates))
     read = _read(record.rationale, names)
@@ -32,7 +33,7 @@ def permute_candidates(record: Record, order: Sequence[int]) -> Record | None:
         record,
         candidates=tuple(record.candidates[source] for source in order),
         answer=frozenset(renamed[name] for name in record.answer),
-        rationale=" ".join([*said, *(_relabel_list(listed, renamed) for listed in read.lists)]),
+        rationale=" ".join([*read.lead, *said, *(_relabel_list(listed, renamed) for listed in read.lists)]),
         meta={},
     )
 
@@ -55,6 +56,8 @@ class _Read:
     """What follows each letter's colon; empty for an empty rationale."""
     lists: list[str]
     """``Fine: A, C.`` and the like, after the parts."""
+    lead: list[str]
+    """What is said of the original before the parts: nothing, or one piece."""
 
 
 _OPPOSITE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
@@ -73,8 +76,11 @@ def _read(rationale: str, names: str) -> _Read | None:
     if tail := _LISTS_AT_END.search(text):
         lists, text = _LIST.findall(tail[0]), text[: tail.start()]
     if not text:
-        return _Read({}, lists) if not lists else None
+        return _Read({}, lists, []) if not lists else None
     pieces = [piece.strip() for piece in _PART.split(text) if piece.strip()]
+    lead = [pieces.pop(0)] if pieces[0].startswith("Original:") else []
+    if any(map(_LETTER.search, lead)):
+        return None
     parts = {piece[0]: piece[2:] for piece in pieces if piece[1:2] == ":"}
     if len(pieces) != len(names) or sorted(parts) != sorted(names) or any(map(_LETTER.search, parts.values())):
         return None
@@ -82,7 +88,7 @@ def _read(rationale: str, names: str) -> _Read | None:
     sentences = [len(_SENTENCE_END.findall(piece)) for piece in pieces]
     if len(pieces) > 1 and sentences[-1] > max(sentences[:-1]):
         return None
-    return _Read(parts, lists)
+    return _Read(parts, lists, lead)
 
 
 def _relabel_list(listed: str, renamed: dict[str, str]) -> str:

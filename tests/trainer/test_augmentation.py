@@ -82,3 +82,17 @@ def test_what_cannot_be_relabelled_with_certainty_stays(rationale: str) -> None:
 def test_sides_are_exchanged_in_a_mirror(tmp_path: Path) -> None:
     said = mirror_rationale(record("A: a seam on the left. B: light from the right, upright."))
     assert said.rationale == "A: a seam on the right. B: light from the left, upright."
+
+
+def test_what_is_said_of_the_original_stays_in_front() -> None:
+    said = "Original: red cap. A: red cap, same, fine. B: blue cap, recoloured, flawed. Fine: A. Flawed: B."
+    permuted = permute_candidates(record(said, "A", count=2), [1, 0])
+    assert permuted is not None
+    assert permuted.rationale == (
+        "Original: red cap. A: blue cap, recoloured, flawed. B: red cap, same, fine. Fine: B. Flawed: A."
+    )
+    assert permuted.answer == {"B"}
+
+
+def test_a_letter_said_of_the_original_is_not_relabelled() -> None:
+    assert permute_candidates(record("Original: like A. A: same. B: other.", "A", count=2), [1, 0]) is None
