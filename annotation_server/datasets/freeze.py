@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from django.db import connection, transaction
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, Prefetch, QuerySet
 
 from annotation_server.annotations.models import Resolution
 from annotation_server.datasets.models import DatasetVersion, Split
@@ -128,9 +128,9 @@ def _shows_withdrawn() -> Exists:
 
 
 def _with_all(resolutions: QuerySet[Resolution]) -> QuerySet[Resolution]:
-    return resolutions.select_related("task__sample__original", "rationale_from").prefetch_related(
-        "task__sample__candidates__image"
-    )
+    # Images are joined, not prefetched: Django asks SQLite for prefetched rows by one OR each, and it refuses a thousand.
+    candidates = Prefetch("task__sample__candidates", Candidate.objects.select_related("image"))
+    return resolutions.select_related("task__sample__original", "rationale_from").prefetch_related(candidates)
 
 
 def _record(record_id: str, resolution: Resolution, polarity: Polarity, split: Split) -> Record:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-from django.db.models import Avg, Count, QuerySet, Sum
+from django.db.models import Avg, Count, Prefetch, QuerySet, Sum
 from django.utils import timezone
 
 from annotation_server.jobs.models import Job, JobKind
 from annotation_server.runs.costs import most_a_call_costs
 from annotation_server.runs.models import Attempt, Run, RunChunk, RunTask
 from annotation_server.runs.selection import Wanted, select_tasks
+from annotation_server.samples.models import Candidate
 
 _REFUSED = (Attempt.Outcome.REJECTED, Attempt.Outcome.ERROR, Attempt.Outcome.UNKNOWN)
 
@@ -95,11 +96,14 @@ def refused_attempts(run: Run) -> QuerySet[Attempt]:
 
 
 def waiting_tasks(chunk: RunChunk) -> QuerySet[RunTask]:
-    """Tasks of a chunk that are not settled, with all that building their prompts and annotations needs."""
+    """Tasks of a chunk that are not settled, with all that building their prompts and annotations needs.
+
+    Images are joined to their candidates: as rows of their own, Django would ask SQLite for each by one OR.
+    """
     return (
         RunTask.objects.filter(chunk=chunk, state=RunTask.State.WAITING)
         .select_related("task__project", "task__sample__original", "given_from")
-        .prefetch_related("attempts", "task__sample__candidates__image")
+        .prefetch_related("attempts", Prefetch("task__sample__candidates", Candidate.objects.select_related("image")))
         .order_by("pk")
     )
 

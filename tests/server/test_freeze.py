@@ -20,8 +20,9 @@ from annotation_server.datasets.stored import stored_name, stored_records
 from annotation_server.jobs.models import Job, JobKind
 from annotation_server.projects.models import Project
 from annotation_server.samples import storage
-from annotation_server.samples.models import Image
-from tests.server.factories import annotate, make_person, make_project, make_task
+from annotation_server.samples.models import Candidate, Image
+from annotation_server.tasks.models import Task
+from tests.server.factories import annotate, make_image, make_person, make_project, make_task
 from tests.server.pictures import freeze, import_source, make_resolved_project, row, write_rows
 from trainer.contract.dimensions import AnswerSource, Approach, Polarity
 from trainer.contract.records import canonical_json
@@ -299,3 +300,18 @@ def test_the_command_refuses_in_one_line(slug: str, code: int, why: str) -> None
         call_command("freeze_version", slug, "v1")
 
     assert told.value.returncode == code
+
+
+def test_more_images_than_sqlite_takes_in_one_condition() -> None:
+    project = make_project()
+    tasks = [make_task(project) for _ in range(130)]
+    Candidate.objects.bulk_create(
+        Candidate(sample=task.sample, letter=letter, image=make_image()) for task in tasks for letter in "EFGH"
+    )
+    Task.objects.update(candidate_count=8)
+    add_gold({task: frozenset("AH") for task in Task.objects.select_related("project")})
+
+    version = freeze(project)
+
+    assert Image.objects.count() > 1000
+    assert version.summary["records"] == len(tasks)
