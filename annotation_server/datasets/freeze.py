@@ -128,7 +128,7 @@ def _shows_withdrawn() -> Exists:
 
 
 def _with_all(resolutions: QuerySet[Resolution]) -> QuerySet[Resolution]:
-    # Images are joined, not prefetched: Django asks SQLite for prefetched rows by one OR each, and it refuses a thousand.
+    # Images are joined, not prefetched: Django asks SQLite for those by one OR each, and it refuses a thousand.
     candidates = Prefetch("task__sample__candidates", Candidate.objects.select_related("image"))
     return resolutions.select_related("task__sample__original", "rationale_from").prefetch_related(candidates)
 
