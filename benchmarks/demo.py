@@ -237,7 +237,7 @@ class Demo:
         url = f"http://127.0.0.1:{self.trained_port}"
         serving = subprocess.Popen(
             [sys.executable, "-m", "trainer", "serve", "--set", f"model_dir={run_dir / 'model'}",
-             f"port={self.trained_port}"],
+             f"port={self.trained_port}", "name=screener-1"],
             cwd=ROOT, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
