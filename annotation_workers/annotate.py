@@ -22,7 +22,7 @@ from annotation_server.annotations.models import Approach
 from annotation_server.jobs.working import HeldJob, JobRefused, TryLater
 from annotation_server.runs import ledger, selectors
 from annotation_server.runs import services as runs_services
-from annotation_server.runs.costs import most_a_call_costs
+from annotation_server.runs.costs import cost_of, most_a_call_costs
 from annotation_server.runs.ledger import Accepted, Answered, BudgetReached, GivenUp, Intent, Refused, RunStopped
 from annotation_server.runs.models import Attempt, RunChunk, RunTask
 from annotation_workers import answer_driven, automated
@@ -115,6 +115,7 @@ class _ChunkInHand:
         self._resting_until = 0.0
         self._busy_rounds = 0
         self._bad_in_a_row = 0
+        self._dearest = Decimal(0)
 
     async def work(self) -> None:
         """All waiting tasks, as many at once as the endpoint allows. Raises what stopped the work, if something did."""
@@ -182,9 +183,8 @@ class _ChunkInHand:
         except PictureMissing:
             await self._keep(waiting, give_up="image_missing")
             return
-        reserve = most_a_call_costs(self._endpoint, waiting.question.candidates, self._run.max_tokens)
-        while (opened := await self._next_attempt(waiting, reserve)) is not None:
-            if await self._call(waiting, opened, messages, reserve):
+        while (opened := await self._next_attempt(waiting)) is not None:
+            if await self._call(waiting, *opened, messages):
                 return
 
     def _messages(self, waiting: Waiting) -> list[dict[str, Any]]:
@@ -193,24 +193,30 @@ class _ChunkInHand:
         prompt = self._approach.build_prompt(waiting.question)
         return openai_messages(prompt, [self._pictures.data_uri(image) for image in images])
 
-    async def _next_attempt(self, waiting: Waiting, reserve: Decimal) -> Attempt | None:
-        """The next call's row, once it is its turn and the budget allows it; None when the work stops."""
+    def _reserve(self, waiting: Waiting) -> Decimal:
+        """What is held from the budget for a call: the estimate, or what the dearest call so far really cost."""
+        estimate = most_a_call_costs(self._endpoint, waiting.question.candidates, self._run.max_tokens)
+        return max(estimate, self._dearest)
+
+    async def _next_attempt(self, waiting: Waiting) -> tuple[Attempt, Decimal] | None:
+        """The next call's row and what is reserved for it, once the budget allows it; None when the work stops."""
         while self._stop is None:
             if (rest := self._resting_until - time.monotonic()) > 0:
                 await asyncio.sleep(min(rest, 0.5))
                 continue
             try:
+                reserve = self._reserve(waiting)
                 attempt = await self._waves.intend(Intent(waiting.run_task.pk, waiting.calls + 1, reserve))
             except (RunStopped, BudgetReached) as error:
                 self._stop = error
                 return None
             if attempt is not None:
                 waiting.calls += 1
-                return attempt
+                return attempt, reserve
             await asyncio.sleep(_BUDGET_SECONDS)
         return None
 
-    async def _call(self, waiting: Waiting, attempt: Attempt, messages: list[dict[str, Any]], reserve: Decimal) -> bool:
+    async def _call(self, waiting: Waiting, attempt: Attempt, reserve: Decimal, messages: list[dict[str, Any]]) -> bool:
         """Make the call and keep what came of it; True when the task is settled by it."""
         sent_at = time.monotonic()
         result = await self._client.complete(
@@ -234,6 +240,7 @@ class _ChunkInHand:
             hopeless = self._after_failure(waiting, result, sent_at)
             return await self._keep(waiting, answered, give_up=result.reason if hopeless else "")
         reading = read_reply(result.body)
+        self._dearest = max(self._dearest, cost_of(self._endpoint, reading.input_tokens, reading.output_tokens))
         await self._waves.keep(
             Answered(
                 attempt=attempt,

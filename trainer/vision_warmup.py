@@ -2,7 +2,9 @@
 
 A throw-away head looks at a candidate's image tokens beside the original's, since some flaws only show by comparison,
 and predicts per dimension whether the candidate is fine or which kind of flaw it has. Kinds come from a record's
-``meta["defects"]`` where the data has them (drawn scenes do), else there is one kind. Ours, not the paper's.
+``meta["defects"]`` where the data has them (drawn scenes do), else there is one kind. Where ``meta["traits"]`` says
+what each image shows (the original first), the tower also learns to name it: only who sees what was there can tell what
+changed. Ours, not the paper's.
 Not here: the language model, which is not run at all.
 """
 
@@ -45,6 +47,8 @@ class VisionWarmupConfig:
     """Samples per step, each with all its candidates."""
     appearance_weight: float = 2.0
     """Loss weight of appearance deformation, the hardest to see; the other dimensions count 1."""
+    naming_weight: float = 1.0
+    """Loss weight of naming the traits of every image, where the records tell them."""
 
     def __post_init__(self) -> None:
         require(min(self.steps, self.minutes) >= 0, "vision_warmup: steps and minutes must not be negative")
@@ -53,6 +57,7 @@ class VisionWarmupConfig:
             self.learning_rate > 0, f"vision_warmup.learning_rate: expected more than 0, got {self.learning_rate:g}"
         )
         require(self.batch_samples > 0, f"vision_warmup.batch_samples: expected 1 or more, got {self.batch_samples}")
+        require(self.naming_weight >= 0, "vision_warmup.naming_weight: expected 0 or more")
         require(self.appearance_weight > 0, "vision_warmup.appearance_weight: expected more than 0")
 
     @property
@@ -78,6 +83,23 @@ class ComparisonHead(nn.Module):
         weights_NDT = torch.softmax(torch.einsum("dh,nth->ndt", self.queries, mixed_NTH), -1)
         pooled_NDH = weights_NDT @ mixed_NTH
         return [output(pooled_NDH[:, index]) for index, output in enumerate(self.outputs)]
+
+
+class NamingHead(nn.Module):
+    """Per trait, attention over one image's tokens."""
+
+    def __init__(self, width: int, classes: Sequence[int]) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.queries = nn.Parameter(torch.randn(len(classes), width) * 0.1)
+        self.outputs = nn.ModuleList(nn.Linear(width, count) for count in classes)
+
+    def forward(self, images_ITH: torch.Tensor) -> list[torch.Tensor]:
+        """Per trait, (I, values) logits."""
+        seen_ITH = self.norm(images_ITH)
+        weights_IDT = torch.softmax(torch.einsum("dh,nth->ndt", self.queries, seen_ITH), -1)
+        pooled_IDH = weights_IDT @ seen_ITH
+        return [output(pooled_IDH[:, index]) for index, output in enumerate(self.outputs)]
 
 
 def image_features(screener: Screener, images: Sequence[ImageTensor]) -> torch.Tensor:
@@ -117,11 +139,13 @@ def warm_up(
     used = [dimension for dimension in DIMENSIONS if any(r.dimension is dimension for s in samples for r in s)]
     labelled = [_Labelled(records) for records in samples]
     classes = {d: sorted({k for s in labelled for k in s.kinds.get(d, ()) if k}) for d in used}
+    values = trait_values([sample.traits for sample in labelled]) if config.naming_weight else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         width = screener.model.get_input_embeddings().weight.shape[1]
         head = ComparisonHead(width, [1 + len(classes[d]) for d in used]).to(screener.device)
-    trained = [*_seeing_parameters(screener), *head.parameters()]
+        naming = NamingHead(width, [len(names) for names in values.values()]).to(screener.device)
+    trained = [*_seeing_parameters(screener), *head.parameters(), *naming.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.02, fused=True)
     budget = Budget(steps=config.steps, minutes=config.minutes)
     screener.model.train()
@@ -131,29 +155,50 @@ def warm_up(
         fraction = budget.fraction
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, fraction / 0.05 + 0.02) * (1 - 0.9 * fraction)
-        figures = _step(screener, head, optimizer, batch, store, used, classes, rng if mirrored else None, config)
+        heads = _Heads(head, used, classes, naming, values)
+        figures = _step(screener, heads, optimizer, batch, store, rng if mirrored else None, config)
         budget.done_steps += 1
         if on_step(budget, figures):
             break
     screener.model.eval()
 
 
+def trait_values(traits: Sequence[Sequence[Mapping[str, str]]]) -> dict[str, list[str]]:
+    """Every trait that any image of any sample has, with the values it takes, sorted."""
+    values: dict[str, set[str]] = {}
+    for sample in traits:
+        for image in sample:
+            for trait, value in image.items():
+                values.setdefault(trait, set()).add(value)
+    return {trait: sorted(values[trait]) for trait in sorted(values)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    """The throw-away heads and what their outputs stand for."""
+
+    comparison: ComparisonHead
+    dimensions: Sequence[Dimension]
+    kinds: Mapping[Dimension, Sequence[str]]
+    naming: NamingHead
+    values: Mapping[str, Sequence[str]]
+
+
 class _Labelled:
-    """One sample: its images, and per dimension the kind of flaw of every candidate."""
+    """One sample: its images, per dimension the kind of flaw of every candidate, per image its traits."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.record = records[0]
         self.kinds = {record.dimension: candidate_kinds(record) for record in records}
+        self.traits = _traits(self.record)
 
 
 def _step(
     screener: Screener,
-    head: ComparisonHead,
+    heads: _Heads,
     optimizer: torch.optim.Optimizer,
     batch: Sequence[_Labelled],
     store: ImageStore,
-    used: Sequence[Dimension],
-    classes: Mapping[Dimension, Sequence[str]],
     mirror_rng: random.Random | None,
     config: VisionWarmupConfig,
 ) -> dict[str, float]:
@@ -167,10 +212,10 @@ def _step(
     first = torch.tensor(is_original, device=features_ITH.device)
     candidates_NTH = features_ITH[~first]
     counts = torch.tensor([len(sample.record.candidates) for sample in batch], device=features_ITH.device)
-    logits = head(candidates_NTH, features_ITH[first].repeat_interleave(counts, 0))
+    logits = heads.comparison(candidates_NTH, features_ITH[first].repeat_interleave(counts, 0))
     losses, right, labels = [], 0.0, 0
-    for dimension, scores in zip(used, logits, strict=True):
-        target_N = torch.tensor(_targets(batch, dimension, classes[dimension]), device=scores.device)
+    for dimension, scores in zip(heads.dimensions, logits, strict=True):
+        target_N = torch.tensor(_targets(batch, dimension, heads.kinds[dimension]), device=scores.device)
         known = target_N != _UNLABELLED
         if not bool(known.any()):
             continue
@@ -179,11 +224,25 @@ def _step(
         right += float((((scores.argmax(-1) == FINE) == (target_N == FINE)) & known).sum())
         labels += int(known.sum())
     loss = torch.stack(losses).mean()
+    if heads.values:
+        loss = loss + config.naming_weight * _naming_loss(heads, batch, features_ITH)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {"loss": loss.item(), "right": right / max(1, labels)}
+
+
+def _naming_loss(heads: _Heads, batch: Sequence[_Labelled], features_ITH: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over traits; an image that lacks a trait is left out of it."""
+    shown = [image for sample in batch for image in sample.traits]
+    losses = []
+    for (trait, values), scores in zip(heads.values.items(), heads.naming(features_ITH), strict=True):
+        named = [values.index(image[trait]) if trait in image else _UNLABELLED for image in shown]
+        if any(one != _UNLABELLED for one in named):
+            target_I = torch.tensor(named, device=scores.device)
+            losses.append(F.cross_entropy(scores.float(), target_I, ignore_index=_UNLABELLED))
+    return torch.stack(losses).mean() if losses else features_ITH.new_zeros(())
 
 
 def _targets(batch: Sequence[_Labelled], dimension: Dimension, kinds: Sequence[str]) -> list[int]:
@@ -202,6 +261,17 @@ def _seeing_parameters(screener: Screener) -> list[nn.Parameter]:
     if screener.architecture is Architecture.INTERNVL:
         parameters += list(screener.model.model.multi_modal_projector.parameters())
     return parameters
+
+
+def _traits(record: Record) -> list[Mapping[str, str]]:
+    """What ``meta["traits"]`` says of each image, the original first; nothing where it does not fit the images."""
+    given = record.meta.get("traits")
+    if not isinstance(given, list) or len(given) != len(record.images):
+        return [{} for _ in record.images]
+    return [
+        {str(trait): str(value) for trait, value in image.items()} if isinstance(image, Mapping) else {}
+        for image in given
+    ]
 
 
 def _named_kind(given: Any, index: int, name: str, dimension: Dimension) -> str | None:
