@@ -41,7 +41,7 @@ def losses(screener: Screener, export: Path, records: list[Record], **config: fl
         screener,
         group_by_sample(records),
         ImageStore(screener, export),
-        VisionWarmupConfig(steps=60, batch_samples=8, **config),  # type: ignore[arg-type]
+        VisionWarmupConfig(steps=60, batch_samples=8, **config),
         seed=0,
         mirrored=False,
         on_step=on_step,
