@@ -32,8 +32,8 @@ from benchmarks.demo_person import SimulatedPerson, read_drawn
 from benchmarks.demo_report import learning_figures, table
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = ROOT / "fixtures" / "local_screener"
-"""Where SFT starts; its README says by which commands it was made."""
+BASE = ROOT / "fixtures" / "base_screener"
+"""Where SFT starts: the local model in the middle of its own training; its README says how it was made."""
 PROJECT = "demo"
 ERROR_RATE = 0.1
 DIMENSIONS = 4
