@@ -55,6 +55,20 @@ class Claimed:
     expires_at: str
 
 
+def _claimed(said: Mapping[str, Any]) -> Claimed:
+    return Claimed(
+        task_id=said["task"]["id"],
+        sample=said["task"]["sample"],
+        dimension=said["task"]["dimension"],
+        polarity=said["polarity"],
+        candidate_count=said["task"]["candidate_count"],
+        images=tuple(ImageRef(**image) for image in said["images"]),
+        slot_id=said["slot_id"],
+        lease_token=said["lease_token"],
+        expires_at=said["expires_at"],
+    )
+
+
 class Client:
     """One person's view of a Winnow server. Methods are named for what the person does; JSON comes back as it is."""
 
@@ -104,21 +118,12 @@ class Client:
 
     def next_task(self, slug: str) -> Claimed | None:
         """Claim the next task under a lease; None when there is nothing to do."""
-        response = self._send("POST", f"/projects/{slug}/claims")
-        if response.status_code == httpx.codes.NO_CONTENT:
-            return None
-        said = response.json()
-        return Claimed(
-            task_id=said["task"]["id"],
-            sample=said["task"]["sample"],
-            dimension=said["task"]["dimension"],
-            polarity=said["polarity"],
-            candidate_count=said["task"]["candidate_count"],
-            images=tuple(ImageRef(**image) for image in said["images"]),
-            slot_id=said["slot_id"],
-            lease_token=said["lease_token"],
-            expires_at=said["expires_at"],
-        )
+        return next(iter(self.claims(slug)), None)
+
+    def claims(self, slug: str, count: int = 1) -> list[Claimed]:
+        """Hold up to `count` tasks, those held already included; asking again renews their leases."""
+        said = self._object("POST", f"/projects/{slug}/claims", {"count": count})
+        return [_claimed(one) for one in said["claims"]]
 
     def heartbeat(self, claimed: Claimed) -> bool:
         """Keep the lease; False when it is lost."""

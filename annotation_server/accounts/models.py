@@ -10,6 +10,10 @@ from django.db import models
 class Person(AbstractUser):
     """Somebody who signs in. `is_superuser` is the administrator of the design; other roles are per project."""
 
+    preferences = models.JSONField(
+        default=dict, blank=True, help_text="What the person set for their pages: keys, colour scheme, language."
+    )
+
     def __str__(self) -> str:
         return self.get_full_name() or self.username
 

@@ -7,7 +7,9 @@ there.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest
@@ -15,15 +17,21 @@ from ninja import Field, Query, Router, Schema
 from ninja.responses import Status
 
 from annotation_server.accounts.http import AuthenticatedRequest
+from annotation_server.annotations.decisions import adjudicate, review
+from annotation_server.annotations.drafts import DraftConflict, DraftRefused, drafts_of, save_draft
 from annotation_server.annotations.forms import MAX_RATIONALE
-from annotation_server.annotations.models import Annotation, Approach, Resolution
+from annotation_server.annotations.models import Annotation, Approach, Draft, Resolution, Review
+from annotation_server.annotations.queue import next_claims, paused
 from annotation_server.annotations.selectors import (
     PAGE_ROWS,
     DimensionProgress,
+    Picture,
     TaskRow,
     annotations_shown,
+    answers_of,
     disputed_tasks,
     pictures_of,
+    pictures_shown_to,
     pre_annotations,
     progress,
     shows_answers,
@@ -32,15 +40,26 @@ from annotation_server.annotations.selectors import (
     task_rows_shown,
 )
 from annotation_server.annotations.services import (
+    AnnotationRefused,
     NewAnnotation,
-    adjudicate,
     annotator_for,
     record_annotation,
+    withdraw,
 )
 from annotation_server.errors import ApiError, invalid
 from annotation_server.projects.access import Access, Capability, access_to
-from annotation_server.tasks.models import Task
-from annotation_server.tasks.services import claim_next, extend_lease, release
+from annotation_server.tasks.models import Flag, Task
+from annotation_server.tasks.services import (
+    MAX_HELD,
+    Claim,
+    close_flags,
+    extend_lease,
+    flag,
+    prioritise,
+    release,
+    release_all,
+    unskip,
+)
 from trainer.contract.answers import Answer, as_answer
 from trainer.contract.dimensions import Dimension
 
@@ -97,6 +116,31 @@ class TaskPageOut(Schema):
     """Send it as `after` for the next page; null on the last one."""
 
 
+class MarkIn(Schema):
+    letter: str
+    x: float
+    y: float
+    w: float | None = None
+    h: float | None = None
+    note: str = ""
+
+
+class DraftOut(Schema):
+    revision: int
+    answer: list[str] | None
+    """Null: nothing chosen yet."""
+    rationale: str
+    marks: list[dict[str, Any]]
+
+
+class DraftIn(Schema):
+    revision: int = Field(ge=0)
+    """The one you know; 0 for none."""
+    answer: list[str] | None = None
+    rationale: str = Field("", max_length=MAX_RATIONALE)
+    marks: list[MarkIn] = Field([])
+
+
 class ClaimOut(Schema):
     slot_id: int
     lease_token: uuid.UUID
@@ -104,8 +148,67 @@ class ClaimOut(Schema):
     task: TaskOut
     polarity: str
     images: list[ImageOut]
+    """The original, then the candidates in the order in which to show them to you."""
     pre_annotations: list[AnnotationOut]
     """Empty unless the project shows them."""
+    draft: DraftOut | None
+    """What you had begun to say."""
+
+
+class ClaimsIn(Schema):
+    count: int = Field(1, ge=1, le=MAX_HELD)
+    """How many tasks you want to hold, those you hold already included."""
+
+
+class ClaimsOut(Schema):
+    claims: list[ClaimOut]
+    """In the order in which to do them; those you held already first, their leases renewed."""
+    paused: str
+    """Why you get no tasks, if you are paused."""
+
+
+class ReleaseIn(Schema):
+    lease_tokens: list[uuid.UUID] = Field(max_length=MAX_HELD)
+
+
+class FlagIn(Schema):
+    reason: Flag.Reason
+    note: str = Field("", max_length=500)
+    skip: bool = False
+    """Give the task back; you are not asked again."""
+
+
+class FlagOut(Schema):
+    reason: str
+    note: str
+    skipped: bool
+
+
+class ReviewIn(Schema):
+    verdict: Review.Verdict
+    annotation_id: int | None = None
+    """One model annotation; without it, what stands for the task."""
+    reason: str = Field("", max_length=500)
+    answer: list[str] | None = None
+    """Of a correction."""
+    rationale: str = Field("", max_length=MAX_RATIONALE)
+    idempotency_key: str = Field(min_length=1, max_length=80)
+
+
+class ReviewOut(Schema):
+    id: int
+    verdict: str
+    reason: str
+    created_at: datetime
+
+
+class PriorityIn(Schema):
+    task_ids: list[int] = Field(max_length=10_000)
+    priority: int = Field(ge=-1000, le=1000)
+
+
+class MovedOut(Schema):
+    slots: int
 
 
 class LeaseIn(Schema):
@@ -130,6 +233,9 @@ class AnswerIn(Schema):
 
 class AnnotationIn(AnswerIn):
     lease_token: uuid.UUID | None = None
+    marks: list[MarkIn] = Field([])
+    shown_order: str = ""
+    """The candidates' letters in the order they were shown, where it was not their own."""
     seconds_spent: float | None = Field(None, ge=0)
 
 
@@ -153,26 +259,25 @@ def get_progress(request: AuthenticatedRequest, slug: str) -> list[DimensionProg
     return progress(access_to(request.user, slug).project)
 
 
-@router.post("/projects/{slug}/claims", response={200: ClaimOut, 204: None})
-def claim(request: AuthenticatedRequest, slug: str) -> Status[ClaimOut] | Status[None]:
-    """The task you hold already, else the next free one, under a lease; 204 when there is nothing for you."""
+@router.post("/projects/{slug}/claims", response=ClaimsOut)
+def claim(request: AuthenticatedRequest, slug: str, payload: ClaimsIn) -> ClaimsOut:
+    """Up to `count` tasks under a lease each. Asking again renews the leases of what you hold: it is the heartbeat."""
     access = access_to(request.user, slug, Capability.ANNOTATE)
-    claimed = claim_next(access.project, request.user)
-    if claimed is None:
-        return Status(204, None)
-    row = TaskRow(claimed.task, Task.State.OPEN)
-    return Status(
-        200,
-        ClaimOut(
-            slot_id=claimed.slot_id,
-            lease_token=claimed.lease_token,
-            expires_at=claimed.expires_at,
-            task=_task(row),
-            polarity=access.project.polarity,
-            images=_images(claimed.task),
-            pre_annotations=[_annotation(said) for said in pre_annotations(claimed.task)],
-        ),
+    membership = paused(access.project, request.user)
+    claims = next_claims(access.project, request.user, payload.count)
+    drafts = drafts_of(request.user, [claim.task.pk for claim in claims])
+    shown = pictures_shown_to(request.user, access.project, [claim.task for claim in claims])
+    return ClaimsOut(
+        claims=[_claim(claim, access, shown[claim.task.pk], drafts.get(claim.task.pk)) for claim in claims],
+        paused=(membership.paused_why or "paused") if membership else "",
     )
+
+
+@router.post("/projects/{slug}/claims/release", response=ReleasedOut)
+def give_all_back(request: AuthenticatedRequest, slug: str, payload: ReleaseIn) -> ReleasedOut:
+    """Give back what you hold under these tokens: what a page does when it is left."""
+    access = access_to(request.user, slug, Capability.ANNOTATE)
+    return ReleasedOut(released=release_all(access.project, request.user, payload.lease_tokens) > 0)
 
 
 @router.post("/leases/{slot_id}/extend", response=LeaseOut)
@@ -204,8 +309,108 @@ def annotate(request: AuthenticatedRequest, slug: str, task_id: int, payload: An
         idempotency_key=payload.idempotency_key,
         lease_token=payload.lease_token,
         seconds_spent=payload.seconds_spent,
+        marks=_marks(payload.marks),
+        meta={"shown_order": payload.shown_order[:8]} if payload.shown_order else {},
     )
     return _annotation(record_annotation(new))
+
+
+@router.post("/projects/{slug}/annotations/{annotation_id}/withdraw", response=ClaimOut)
+def undo(request: AuthenticatedRequest, slug: str, annotation_id: int) -> ClaimOut:
+    """Undo your last answer: you hold its task again, with what you had said as its draft."""
+    access = access_to(request.user, slug, Capability.ANNOTATE)
+    said = answers_of(request.user).select_related("task__project").filter(task__project=access.project)
+    annotation = said.filter(pk=annotation_id).first()
+    if annotation is None:
+        raise Http404("There is no such answer of yours in this project.")
+    try:
+        claimed = withdraw(annotation, request.user)
+    except AnnotationRefused as refused:
+        raise ApiError(409, "not_undone", str(refused)) from None
+    shown = pictures_shown_to(request.user, access.project, [claimed.task])
+    draft = drafts_of(request.user, [claimed.task.pk]).get(claimed.task.pk)
+    return _claim(claimed, access, shown[claimed.task.pk], draft)
+
+
+@router.get("/projects/{slug}/tasks/{task_id}/draft", response={200: DraftOut, 204: None})
+def get_draft(request: AuthenticatedRequest, slug: str, task_id: int) -> Status[DraftOut] | Status[None]:
+    """What you have begun to say about a task; 204 when nothing is kept."""
+    access = access_to(request.user, slug, Capability.ANNOTATE)
+    draft = drafts_of(request.user, [_task_in(access, task_id).pk]).get(task_id)
+    return Status(204, None) if draft is None else Status(200, _draft(draft))
+
+
+@router.put("/projects/{slug}/tasks/{task_id}/draft", response=DraftOut)
+def put_draft(request: AuthenticatedRequest, slug: str, task_id: int, payload: DraftIn) -> DraftOut:
+    """Keep what you have begun to say. 409 `draft_conflict` when a newer one is kept: GET it and choose."""
+    access = access_to(request.user, slug, Capability.ANNOTATE)
+    try:
+        draft = save_draft(
+            task=_task_in(access, task_id),
+            person=request.user,
+            revision=payload.revision,
+            answer=payload.answer,
+            rationale=payload.rationale,
+            marks=_marks(payload.marks),
+        )
+    except DraftConflict as conflict:
+        raise ApiError(409, "draft_conflict", str(conflict), "revision") from None
+    except DraftRefused as refused:
+        raise invalid(str(refused)) from None
+    return _draft(draft)
+
+
+@router.post("/projects/{slug}/tasks/{task_id}/flags", response={201: FlagOut})
+def say_flag(request: AuthenticatedRequest, slug: str, task_id: int, payload: FlagIn) -> Flag:
+    """Say that something is wrong with a task; with `skip`, instead of answering it."""
+    access = access_to(request.user, slug, Capability.ANNOTATE)
+    task = _task_in(access, task_id)
+    return flag(task=task, person=request.user, reason=payload.reason, note=payload.note, skip=payload.skip)
+
+
+@router.post("/projects/{slug}/tasks/{task_id}/unskip", response=ReleasedOut)
+def take_skip_back(request: AuthenticatedRequest, slug: str, task_id: int) -> ReleasedOut:
+    """Be asked again about a task you had skipped."""
+    access = access_to(request.user, slug, Capability.ANNOTATE)
+    return ReleasedOut(released=unskip(_task_in(access, task_id), request.user))
+
+
+@router.post("/projects/{slug}/tasks/{task_id}/flags/close", response=MovedOut)
+def deal_with_flags(request: AuthenticatedRequest, slug: str, task_id: int) -> MovedOut:
+    """Say that what was said about a task has been dealt with."""
+    access = access_to(request.user, slug, Capability.REVIEW)
+    return MovedOut(slots=close_flags(_task_in(access, task_id), request.user))
+
+
+@router.post("/projects/{slug}/priority", response=MovedOut)
+def put_first(request: AuthenticatedRequest, slug: str, payload: PriorityIn) -> MovedOut:
+    """Give what is still to be done of these tasks a priority; higher comes first."""
+    access = access_to(request.user, slug, Capability.MANAGE)
+    return MovedOut(slots=prioritise(access.project, payload.task_ids, payload.priority))
+
+
+@router.post("/projects/{slug}/tasks/{task_id}/reviews", response={201: ReviewOut})
+def say_review(request: AuthenticatedRequest, slug: str, task_id: int, payload: ReviewIn) -> Review:
+    """Accept, correct or reject what stands for a task, or one model annotation."""
+    access = access_to(request.user, slug, Capability.REVIEW)
+    task = _task_in(access, task_id)
+    if not shows_answers(access, task):
+        raise PermissionDenied("You may still be asked to vote on this task: vote first, or leave it to somebody else.")
+    annotation = None
+    if payload.annotation_id is not None:
+        annotation = task.annotations.filter(pk=payload.annotation_id).first()
+        if annotation is None:
+            raise invalid(f"there is no annotation {payload.annotation_id} of this task", "annotation_id")
+    return review(
+        task=task,
+        annotation=annotation,
+        verdict=payload.verdict,
+        person=request.user,
+        reason=payload.reason,
+        answer=None if payload.answer is None else _letters(payload.answer, task),
+        rationale=payload.rationale,
+        idempotency_key=payload.idempotency_key,
+    )
 
 
 @router.get("/projects/{slug}/tasks", response=TaskPageOut)
@@ -256,9 +461,39 @@ def _task_in(access: Access, task_id: int) -> Task:
     return task
 
 
+def _claim(claim: Claim, access: Access, shown: Sequence[Picture], draft: Draft | None) -> ClaimOut:
+    return ClaimOut(
+        slot_id=claim.slot_id,
+        lease_token=claim.lease_token,
+        expires_at=claim.expires_at,
+        task=_task(TaskRow(claim.task, Task.State.OPEN)),
+        polarity=access.project.polarity,
+        images=[_image(picture) for picture in shown],
+        pre_annotations=[_annotation(said) for said in pre_annotations(claim.task)],
+        draft=None if draft is None else _draft(draft),
+    )
+
+
+def _draft(draft: Draft) -> DraftOut:
+    return DraftOut(
+        revision=draft.revision,
+        answer=None if draft.answer is None else sorted(draft.answer),
+        rationale=draft.rationale,
+        marks=draft.marks,
+    )
+
+
+def _marks(given: Sequence[MarkIn]) -> list[dict[str, Any]]:
+    return [mark.model_dump(exclude_none=True, exclude_defaults=True) for mark in given]
+
+
 def _answer(payload: AnswerIn, task: Task) -> Answer:
+    return _letters(payload.answer, task)
+
+
+def _letters(given: Sequence[str], task: Task) -> Answer:
     try:
-        return as_answer(payload.answer, task.candidate_count)
+        return as_answer(given, task.candidate_count)
     except ValueError as error:
         raise invalid(str(error), "answer") from None
 
@@ -275,10 +510,12 @@ def _task(row: TaskRow) -> TaskOut:
 
 
 def _images(task: Task) -> list[ImageOut]:
-    return [
-        ImageOut(letter=letter, sha256=image.sha256, width=image.width, height=image.height)
-        for letter, image in ((picture.letter, picture.image) for picture in pictures_of(task.sample))
-    ]
+    return [_image(picture) for picture in pictures_of(task.sample)]
+
+
+def _image(picture: Picture) -> ImageOut:
+    image = picture.image
+    return ImageOut(letter=picture.letter, sha256=image.sha256, width=image.width, height=image.height)
 
 
 def _annotation(annotation: Annotation) -> AnnotationOut:

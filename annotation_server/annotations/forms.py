@@ -1,4 +1,4 @@
-"""The forms of judging: an answer with its rationale, an adjudicator's decision, the task browser's filter."""
+"""The forms of judging: a decision above the votes, the task browser's filter. Votes come through the API (api.py)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
-from annotation_server.annotations.models import Annotator, Approach
-from annotation_server.annotations.services import NewAnnotation
 from annotation_server.projects.wording import DIMENSION_LABELS
 from annotation_server.tasks.models import Task
 from trainer.contract.answers import Answer
@@ -52,48 +50,12 @@ class JudgementForm(forms.Form):
         return frozenset(self.cleaned_data["letters"])
 
 
-class AnswerForm(JudgementForm):
-    """An annotator's answer to a claimed task."""
-
-    slot_id = forms.IntegerField()
-    lease_token = forms.UUIDField()
-    seconds_spent = forms.FloatField(required=False, min_value=0, max_value=24 * 3600)
-
-    @classmethod
-    def blank(cls, *, task: Task, slot_id: int, lease_token: uuid.UUID) -> AnswerForm:
-        """A form for a fresh claim, with a key of its own."""
-        fresh = {"slot_id": slot_id, "lease_token": lease_token, "idempotency_key": str(uuid.uuid4())}
-        return cls(initial=fresh, task=task)
-
-    def clean(self) -> dict[str, Any]:
-        cleaned = super().clean()
-        if self.task.project.rationale_required and not (cleaned.get("rationale") or "").strip():
-            self.add_error("rationale", _("This project wants a rationale with every answer."))
-        return cleaned
-
-    def annotation(self, annotator: Annotator) -> NewAnnotation:
-        return NewAnnotation(
-            task=self.task,
-            annotator=annotator,
-            approach=Approach.MANUAL,
-            answer=self.answer(),
-            rationale=self.cleaned_data["rationale"],
-            idempotency_key=self.cleaned_data["idempotency_key"],
-            lease_token=self.cleaned_data["lease_token"],
-            seconds_spent=self.cleaned_data["seconds_spent"],
-        )
-
-
 class DecisionForm(JudgementForm):
     """An adjudicator's decision on a disputed task."""
 
     @classmethod
     def blank(cls, *, task: Task) -> DecisionForm:
         return cls(initial={"idempotency_key": str(uuid.uuid4())}, task=task)
-
-
-class LeaseForm(forms.Form):
-    lease_token = forms.UUIDField()
 
 
 class TaskFilterForm(forms.Form):

@@ -1,4 +1,4 @@
-"""The annotation ledger: who said what about which task, and the resolution that stands.
+"""The annotation ledger: who said what about which task, the resolution that stands, and what reviewers said of it.
 
 Rows of Annotation are written by services.record_annotation alone. Not here: calls to models, what they cost (runs/).
 """
@@ -59,18 +59,20 @@ class Annotation(models.Model):
 
         A VOTE fills a slot and decides the resolution. SURPLUS came after all slots were filled and counts nowhere.
         ADVICE comes from models: it never fills a slot; an automated one may resolve a task where the project says so.
-        A DECISION is an adjudicator's or reviewer's: it stands above votes and fills no slot.
+        A DECISION is an adjudicator's or reviewer's: it stands above votes and fills no slot. WITHDRAWN was undone by
+        its own annotator, and counts nowhere.
         """
 
         VOTE = "vote"
         SURPLUS = "surplus"
         ADVICE = "advice"
         DECISION = "decision"
+        WITHDRAWN = "withdrawn"
 
     task = models.ForeignKey(Task, on_delete=models.CASCADE, related_name="annotations")
     annotator = models.ForeignKey(Annotator, on_delete=models.PROTECT, related_name="annotations")
     approach = models.CharField(max_length=13, choices=Approach)
-    standing = models.CharField(max_length=8, choices=Standing)
+    standing = models.CharField(max_length=9, choices=Standing)
     answer = AnswerField(help_text="Letters in the project's polarity; empty for none.")
     rationale = models.TextField(blank=True)
     prompt_version = models.CharField(max_length=40, blank=True, help_text="Empty where no prompt was involved.")
@@ -82,6 +84,7 @@ class Annotation(models.Model):
         help_text="Answer-driven: the annotation whose answer was given. Empty where it was gold or the resolution.",
     )  # fmt: skip
     idempotency_key = models.CharField(max_length=80, help_text="Sending the same one again keeps one annotation.")
+    marks = models.JSONField(default=list, help_text="Where something is seen (marks.py); lands in the record's meta.")
     meta = models.JSONField(default=dict)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -93,10 +96,31 @@ class Annotation(models.Model):
                 name="copied_answer_is_no_vote", condition=~Q(approach="answer_driven") | ~Q(standing="vote")
             ),
         )
-        indexes = (models.Index(name="annotation_of_task", fields=("task", "standing")),)
+        indexes = (
+            models.Index(name="annotation_of_task", fields=("task", "standing")),
+            models.Index(name="annotation_by_annotator", fields=("annotator", "-id")),
+        )
 
     def __str__(self) -> str:
         return f"{self.annotator} on {self.task}"
+
+
+class Draft(models.Model):
+    """What a person has begun to say about a task they hold. Deleted when they submit."""
+
+    task = models.ForeignKey(Task, on_delete=models.CASCADE, related_name="drafts")
+    person = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="drafts")
+    answer = AnswerField(null=True, help_text="Null: nothing chosen yet.")
+    rationale = models.TextField(blank=True)
+    marks = models.JSONField(default=list)
+    revision = models.PositiveIntegerField(default=1, help_text="A page that knows an older one must not overwrite.")
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        constraints = (models.UniqueConstraint(name="one_draft_per_task_and_person", fields=("task", "person")),)
+
+    def __str__(self) -> str:
+        return f"draft of {self.person} on {self.task}"
 
 
 class GoldAnswer(models.Model):
@@ -137,3 +161,35 @@ class Resolution(models.Model):
 
     def __str__(self) -> str:
         return f"{self.task}: {self.source}"
+
+
+class Review(models.Model):
+    """A reviewer looked at what stands for a task, or at one model annotation, and said what is to become of it."""
+
+    class Verdict(models.TextChoices):
+        """ACCEPTED changes nothing; CORRECTED has a decision; REJECTED takes back what stood, for an adjudicator."""
+
+        ACCEPTED = "accepted"
+        CORRECTED = "corrected"
+        REJECTED = "rejected"
+
+    task = models.ForeignKey(Task, on_delete=models.CASCADE, related_name="reviews")
+    annotation = models.ForeignKey(
+        Annotation, null=True, on_delete=models.SET_NULL, related_name="reviews",
+        help_text="The one that was looked at: the rationale that stood, or the model annotation under review.",
+    )  # fmt: skip
+    person = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="reviews")
+    verdict = models.CharField(max_length=9, choices=Verdict)
+    reason = models.CharField(max_length=500, blank=True)
+    decision = models.OneToOneField(Annotation, null=True, on_delete=models.SET_NULL, related_name="decided_in")
+    idempotency_key = models.CharField(max_length=80)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = (
+            models.CheckConstraint(name="rejection_has_a_reason", condition=~Q(verdict="rejected") | ~Q(reason="")),
+        )
+        indexes = (models.Index(name="review_of_task", fields=("task", "-id")),)
+
+    def __str__(self) -> str:
+        return f"{self.task}: {self.verdict}"

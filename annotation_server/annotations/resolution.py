@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
-from annotation_server.annotations.models import Annotation, Approach, GoldAnswer, Resolution
+from annotation_server.annotations.models import Annotation, Approach, GoldAnswer, Resolution, Review
 from annotation_server.projects.models import Project
 from annotation_server.tasks.models import Slot, Task
 from trainer.contract.answers import Answer
@@ -27,10 +28,12 @@ def agreed_answer(rule: str, votes: Sequence[Answer], candidate_count: int) -> A
     """The answer of a complete set of votes under a rule, or None when they dispute.
 
     Unanimity: every vote the same. Majority: a candidate is in by more than half of the votes; a tie on any (an even
-    overlap) is a dispute, never a coin toss.
+    overlap) is a dispute, never a coin toss. Adjudication: somebody looks at every one.
     """
     if rule == Project.ResolutionRule.UNANIMITY:
         return votes[0] if len(set(votes)) == 1 else None
+    if rule == Project.ResolutionRule.ADJUDICATION:
+        return None
     chosen = set()
     for letter in letters(candidate_count):
         share = sum(letter in vote for vote in votes) / len(votes)
@@ -50,18 +53,26 @@ def settle(tasks: Sequence[Task]) -> None:
 
 def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None:
     annotations: dict[int, list[Annotation]] = defaultdict(list)
-    counted = Annotation.objects.exclude(standing=Annotation.Standing.SURPLUS)
+    counted = Annotation.objects.exclude(standing__in=(Annotation.Standing.SURPLUS, Annotation.Standing.WITHDRAWN))
+    counted = counted.exclude(_REJECTED_ADVICE)
     for annotation in counted.filter(task__in=tasks).order_by("pk"):
         annotations[annotation.task_id].append(annotation)
     wanted: Counter[int] = Counter(Slot.objects.filter(task__in=tasks).values_list("task_id", flat=True))
     gold = dict(GoldAnswer.objects.filter(task__in=tasks).values_list("task_id", "answer"))
+    rejected = _rejected(tasks)
     standing = {resolution.task_id: resolution for resolution in Resolution.objects.filter(task__in=tasks)}
 
     made, changed, removed, states = [], [], [], []
     for task in tasks:
         before = standing.get(task.pk)
         after, state = _resolve(
-            task, projects[task.project_id], annotations[task.pk], wanted[task.pk], gold.get(task.pk), before
+            task,
+            projects[task.project_id],
+            annotations[task.pk],
+            wanted[task.pk],
+            gold.get(task.pk),
+            before,
+            rejected=task.pk in rejected,
         )
         if after is None:
             if before is not None:
@@ -80,6 +91,19 @@ def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None
     Task.objects.bulk_update(states, ["state"])
 
 
+_REJECTED_ADVICE = Q(standing=Annotation.Standing.ADVICE) & Exists(
+    Review.objects.filter(annotation=OuterRef("pk"), verdict=Review.Verdict.REJECTED)
+)
+"""What a model said and a reviewer turned down counts for nothing; votes that were turned down still are votes."""
+
+
+def _rejected(tasks: Sequence[Task]) -> set[int]:
+    """Of these tasks, those whose votes a reviewer turned down, as the last thing a reviewer said of them."""
+    reviews = Review.objects.filter(task__in=tasks).exclude(annotation__standing=Annotation.Standing.ADVICE)
+    latest = dict(reviews.order_by("pk").values_list("task", "verdict"))  # the last of a task stands
+    return {task_id for task_id, verdict in latest.items() if verdict == Review.Verdict.REJECTED}
+
+
 _DECIDED_FIELDS = ("answer", "source", "rationale_from_id", "votes", "agreement", "decided_by_id")
 
 
@@ -90,11 +114,13 @@ def _resolve(
     wanted: int,
     gold: Answer | None,
     before: Resolution | None,
+    *,
+    rejected: bool,
 ) -> tuple[Resolution | None, str]:
     """The resolution that should stand for a task (unsaved), and the task's state.
 
-    In order: a person's decision; gold; complete votes that agree; complete votes that dispute leave nothing standing;
-    an automated annotation at the project's confidence.
+    In order: a person's decision; gold; complete votes that agree; complete votes that dispute, or that a reviewer
+    rejected, leave nothing standing; an automated annotation at the project's confidence.
     """
     votes = [annotation.answer for annotation in annotations if annotation.standing == Annotation.Standing.VOTE]
     decided_by = None
@@ -105,7 +131,7 @@ def _resolve(
         answer, source = gold, Resolution.Source.GOLD.value
     elif wanted and len(votes) >= wanted:
         agreed = agreed_answer(project.resolution_rule, votes, task.candidate_count)
-        if agreed is None:
+        if agreed is None or rejected:
             return None, Task.State.DISPUTED
         answer, source = agreed, Resolution.Source.AGREEMENT.value
     elif (trusted := _trusted_model_answer(project, annotations)) is not None:

@@ -6,6 +6,7 @@ others said about those leaves this module. Not here: roles (projects/access.py)
 
 from __future__ import annotations
 
+import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,10 @@ from dataclasses import dataclass, field
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 
 from annotation_server.accounts.models import Person
-from annotation_server.annotations.models import Annotation, Annotator, Approach
+from annotation_server.annotations.models import Annotation, Annotator, Approach, GoldAnswer
 from annotation_server.projects.access import Access, Capability
 from annotation_server.projects.models import Project
-from annotation_server.samples.models import Image, Sample
+from annotation_server.samples.models import Candidate, Image, Sample
 from annotation_server.tasks.models import Slot, Task
 
 PAGE_ROWS = 50
@@ -28,6 +29,25 @@ class Picture:
 
     letter: str
     image: Image
+
+
+def pictures_shown_to(person: Person, project: Project, tasks: Sequence[Task]) -> dict[int, list[Picture]]:
+    """Per task the original, then the candidates in the order in which this person is to see them.
+
+    Where the project shuffles, the order follows from person and sample, so that a reload and the sample's other
+    dimensions show the same; letters stay with their images. One query for all tasks.
+    """
+    found: dict[int, list[Candidate]] = defaultdict(list)
+    for candidate in Candidate.objects.select_related("image").filter(sample__in={task.sample_id for task in tasks}):
+        found[candidate.sample_id].append(candidate)
+    shown = {}
+    for task in tasks:
+        candidates = sorted(found[task.sample_id], key=lambda candidate: candidate.letter)
+        if project.shuffle_candidates:
+            random.Random(f"{person.pk}/{task.sample_id}").shuffle(candidates)  # noqa: S311 - an order, not a secret
+        pictures = [Picture(candidate.letter, candidate.image) for candidate in candidates]
+        shown[task.pk] = [Picture("", task.sample.original), *pictures]
+    return shown
 
 
 @dataclass(slots=True)
@@ -62,7 +82,8 @@ def progress(project: Project) -> list[DimensionProgress]:
             line.resolved = number
         elif state == Task.State.DISPUTED:
             line.disputed = number
-    counted = Annotation.objects.filter(task__project=project).exclude(standing=Annotation.Standing.SURPLUS)
+    counted = Annotation.objects.filter(task__project=project)
+    counted = counted.exclude(standing__in=(Annotation.Standing.SURPLUS, Annotation.Standing.WITHDRAWN))
     approaches = counted.values_list("task__dimension", "approach").annotate(number=Count("pk")).order_by()
     for dimension, approach, number in approaches:
         found[dimension].annotations[approach] = number
@@ -70,15 +91,21 @@ def progress(project: Project) -> list[DimensionProgress]:
 
 
 def tasks_open_to(person: Person, task_ids: Iterable[int]) -> set[int]:
-    """Of these tasks, those the person may still be asked to vote on: a slot is unfilled, and none is theirs.
+    """Of these tasks, those the person may still be asked to vote on: a slot is unfilled or it is gold, and no answer
+    of theirs stands.
 
-    A lease that has expired leaves its slot unfilled, so it counts as open. A resolved task counts too while it has
-    such a slot: gold resolves a task and goes on checking annotators.
+    A lease that has expired leaves its slot unfilled, so it counts as open. Gold is resolved from the start and may
+    come to anybody as a check.
     """
     ids = list(task_ids)
-    unfilled = set(Slot.objects.filter(task__in=ids).exclude(state=Slot.State.DONE).values_list("task", flat=True))
-    said = Annotation.objects.filter(task__in=unfilled, annotator__person=person).values_list("task", flat=True)
-    return unfilled - set(said)
+    asked = set(Slot.objects.filter(task__in=ids).exclude(state=Slot.State.DONE).values_list("task", flat=True))
+    asked |= set(GoldAnswer.objects.filter(task__in=ids).values_list("task", flat=True))
+    return asked - set(answers_of(person).filter(task__in=asked).values_list("task", flat=True))
+
+
+def answers_of(person: Person) -> QuerySet[Annotation]:
+    """What the person said and has not undone."""
+    return Annotation.objects.filter(annotator__person=person).exclude(standing=Annotation.Standing.WITHDRAWN)
 
 
 def tasks_shown_to(access: Access, task_ids: Iterable[int]) -> set[int]:
@@ -131,8 +158,9 @@ def task_rows(access: Access, *, state: str = "", dimension: str = "", after: in
     else it is: "resolved" would give away that its answer is known (gold). The filter agrees with what is shown.
     """
     unfilled = Slot.objects.filter(task=OuterRef("pk")).exclude(state=Slot.State.DONE)
-    mine = Annotation.objects.filter(task=OuterRef("pk"), annotator__person=access.person)
-    blind = Exists(unfilled) & ~Exists(mine) if access.allows(Capability.ANNOTATE) else Q(pk__in=[])
+    gold = GoldAnswer.objects.filter(task=OuterRef("pk"))
+    mine = answers_of(access.person).filter(task=OuterRef("pk"))
+    blind = (Exists(unfilled) | Exists(gold)) & ~Exists(mine) if access.allows(Capability.ANNOTATE) else Q(pk__in=[])
     tasks = access.project.tasks.select_related("sample").filter(pk__gt=after).order_by("pk")
     if not access.allows(Capability.SEE_ANSWERS):
         tasks = tasks.filter(Exists(mine))
@@ -179,7 +207,7 @@ class QueueLeft:
 def queue_left(project: Project, person: Person) -> QueueLeft:
     """For the page that says there is nothing to do."""
     claimed = project.slots.filter(state=Slot.State.CLAIMED).exclude(person=person)
-    mine = Annotation.objects.filter(task__project=project, annotator__person=person)
+    mine = answers_of(person).filter(task__project=project)
     return QueueLeft(project.tasks.count(), claimed.count(), mine.count())
 
 

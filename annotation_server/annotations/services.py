@@ -1,7 +1,8 @@
 """Writing the ledger: annotations, gold, and the resolution that stands.
 
 `record_annotations` is the one door: a person, a model and an import all go through it; `record_annotation` is its
-form for one. Every write settles the tasks it touched in the same transaction. Not here: claiming (tasks/services.py).
+form for one. Every write settles the tasks it touched in the same transaction. Not here: claiming (tasks/services.py),
+decisions above the votes (decisions.py).
 """
 
 from __future__ import annotations
@@ -14,10 +15,23 @@ from typing import Any
 from django.db import IntegrityError, transaction
 
 from annotation_server.accounts.models import Person
-from annotation_server.annotations.models import Annotation, Annotator, Approach, GoldAnswer, Resolution
+from annotation_server.annotations.accuracy import pause_below_floor
+from annotation_server.annotations.drafts import forget_drafts
+from annotation_server.annotations.marks import clean_marks
+from annotation_server.annotations.models import (
+    Annotation,
+    Annotator,
+    Approach,
+    Draft,
+    GoldAnswer,
+    Resolution,
+    Review,
+)
 from annotation_server.annotations.resolution import settle
+from annotation_server.projects.models import Project
 from annotation_server.tasks import services as tasks_services
 from annotation_server.tasks.models import Task
+from annotation_server.tasks.services import Claim
 from trainer.contract.answers import Answer, as_answer
 
 
@@ -45,6 +59,8 @@ class NewAnnotation:
     confidence: float | None = None
     seconds_spent: float | None = None
     copied_from: Annotation | None = None
+    marks: Sequence[Mapping[str, Any]] = ()
+    """Where something is seen (marks.py)."""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -82,7 +98,7 @@ def record_annotations(rows: Sequence[NewAnnotation]) -> list[Annotation]:
     Returns one annotation per row, in order; a row whose key was used before returns the annotation it made then.
     """
     for row in rows:
-        _check_answer(row)
+        check_answer(row)
         _check_approach(row)
     try:
         with transaction.atomic():
@@ -93,9 +109,10 @@ def record_annotations(rows: Sequence[NewAnnotation]) -> list[Annotation]:
             return _record(rows)
 
 
-def _check_answer(row: NewAnnotation) -> None:
+def check_answer(row: NewAnnotation) -> None:
     try:
         as_answer(row.answer, row.task.candidate_count)
+        clean_marks(row.marks, row.task.candidate_count)
     except ValueError as error:
         raise AnnotationRefused(str(error)) from None
     if not row.idempotency_key:
@@ -116,17 +133,21 @@ def _check_approach(row: NewAnnotation) -> None:
 
 
 def _record(rows: Sequence[NewAnnotation]) -> list[Annotation]:
-    known = _recorded_before(rows)
+    known = recorded_before(rows)
     new = [row for row in rows if (row.annotator.pk, row.idempotency_key) not in known]
     # Locking the tasks makes simultaneous last votes see each other (PostgreSQL; SQLite has one writer anyway).
-    tasks = _locked([row.task.pk for row in new])
+    tasks = locked_tasks([row.task.pk for row in new])
     made = Annotation.objects.bulk_create([_vote_or_advice(row) for row in new], batch_size=2000)
     settle(list(tasks.values()))
+    by_people = [annotation for annotation in made if annotation.annotator.person_id is not None]
+    forget_drafts([(said.task_id, said.annotator.person_id) for said in by_people])
+    for said in by_people:
+        pause_below_floor(said)
     known |= {(annotation.annotator_id, annotation.idempotency_key): annotation for annotation in made}
     return [known[row.annotator.pk, row.idempotency_key] for row in rows]
 
 
-def _recorded_before(rows: Sequence[NewAnnotation]) -> dict[tuple[int, str], Annotation]:
+def recorded_before(rows: Sequence[NewAnnotation]) -> dict[tuple[int, str], Annotation]:
     found: dict[tuple[int, str], Annotation] = {}
     keys = {row.idempotency_key: row for row in rows}
     listed = list(keys)
@@ -142,7 +163,7 @@ def _recorded_before(rows: Sequence[NewAnnotation]) -> dict[tuple[int, str], Ann
     return found
 
 
-def _locked(task_ids: Sequence[int]) -> dict[int, Task]:
+def locked_tasks(task_ids: Sequence[int]) -> dict[int, Task]:
     wanted = sorted(set(task_ids))
     tasks: dict[int, Task] = {}
     for start in range(0, len(wanted), 500):
@@ -154,17 +175,17 @@ def _locked(task_ids: Sequence[int]) -> dict[int, Task]:
 def _vote_or_advice(row: NewAnnotation) -> Annotation:
     """The row to insert, its slot already taken. Models only advise; people and imports vote while a slot is free."""
     if row.annotator.kind == Annotator.Kind.MODEL or row.approach != Approach.MANUAL:
-        return _unsaved(row, standing=Annotation.Standing.ADVICE)
+        return unsaved_annotation(row, standing=Annotation.Standing.ADVICE)
     person = row.annotator.person
     if person is not None and tasks_services.has_voted(row.task, person):
         raise AlreadyAnswered("you have answered this task already")
     slot_id = tasks_services.fill_slot(row.task, person, row.lease_token)
     if slot_id is None:
-        return _unsaved(row, standing=Annotation.Standing.SURPLUS)
-    return _unsaved(row, standing=Annotation.Standing.VOTE, slot_id=slot_id)
+        return unsaved_annotation(row, standing=Annotation.Standing.SURPLUS)
+    return unsaved_annotation(row, standing=Annotation.Standing.VOTE, slot_id=slot_id)
 
 
-def _unsaved(row: NewAnnotation, *, standing: str, slot_id: int | None = None) -> Annotation:
+def unsaved_annotation(row: NewAnnotation, *, standing: str, slot_id: int | None = None) -> Annotation:
     return Annotation(
         task=row.task,
         annotator=row.annotator,
@@ -178,6 +199,7 @@ def _unsaved(row: NewAnnotation, *, standing: str, slot_id: int | None = None) -
         slot_id=slot_id,
         copied_from=row.copied_from,
         idempotency_key=row.idempotency_key,
+        marks=clean_marks(row.marks, row.task.candidate_count),
         meta=dict(row.meta),
     )
 
@@ -193,7 +215,7 @@ def add_gold(answers: Mapping[Task, Answer]) -> int:
         except ValueError as error:
             raise AnnotationRefused(f"{task}: {error}") from None
     with transaction.atomic():
-        tasks = _locked([task.pk for task in answers])
+        tasks = locked_tasks([task.pk for task in answers])
         by_id = {task.pk: answer for task, answer in answers.items()}
         there = {gold.task_id: gold.answer for gold in GoldAnswer.objects.filter(task__in=tasks)}
         for task_id, answer in there.items():
@@ -203,30 +225,47 @@ def add_gold(answers: Mapping[Task, Answer]) -> int:
             [GoldAnswer(task=tasks[pk], answer=answer) for pk, answer in by_id.items() if pk not in there],
             batch_size=2000,
         )
+        # Its answer is known: it wants no votes, and comes to annotators only as a check (queue.py).
+        tasks_services.drop_open_slots(list(by_id))
         settle(list(tasks.values()))
     return len(by_id) - len(there)
 
 
-def adjudicate(*, task: Task, answer: Answer, person: Person, rationale: str = "", idempotency_key: str) -> Annotation:
-    """Decide a task for good: the decision is kept in the ledger and stands whatever votes come later."""
-    new = NewAnnotation(
-        task=task,
-        annotator=annotator_for(person),
-        approach=Approach.MANUAL,
-        answer=answer,
-        rationale=rationale,
-        idempotency_key=idempotency_key,
-    )
-    _check_answer(new)
+def withdraw(annotation: Annotation, person: Person) -> Claim:
+    """Undo one's own vote: it stays in the ledger, counts nowhere, and the task is in the person's hands again.
+
+    What they had said becomes the draft to go on from. Raises AnnotationRefused when the annotation is not theirs, or
+    when somebody has acted on it: another annotation, review or decision came after it, or a version froze it.
+    """
     with transaction.atomic():
-        locked = _locked([task.pk])
-        known = _recorded_before([new])
-        if known:
-            return next(iter(known.values()))
-        decision = _unsaved(new, standing=Annotation.Standing.DECISION)
-        decision.save()
-        Resolution.objects.update_or_create(
-            task=task, defaults={"answer": answer, "source": Resolution.Source.ADJUDICATION, "decided_by": person}
-        )
-        settle(list(locked.values()))
-    return decision
+        project = Project.objects.select_for_update().get(pk=annotation.task.project_id)  # freezing stamps its row
+        tasks = locked_tasks([annotation.task_id])
+        said = Annotation.objects.select_related("annotator", "slot").get(pk=annotation.pk)
+        _check_undo(said, person, project)
+        if said.slot_id is None:
+            raise AnnotationRefused("this answer is surplus: the task's votes came from others")
+        slot_id = said.slot_id
+        said.standing, said.slot = Annotation.Standing.WITHDRAWN, None
+        said.save(update_fields=["standing", "slot"])
+        claim = tasks_services.reopen(slot_id, person)
+        draft = {"answer": said.answer, "rationale": said.rationale, "marks": said.marks}
+        Draft.objects.update_or_create(task=said.task, person=person, defaults=draft)
+        settle(list(tasks.values()))
+    return claim
+
+
+def _check_undo(said: Annotation, person: Person, project: Project) -> None:
+    if said.annotator.person_id != person.pk:
+        raise AnnotationRefused("only your own answers can be undone")
+    if said.standing == Annotation.Standing.WITHDRAWN:
+        raise AnnotationRefused("this answer was undone before")
+    later = Annotation.objects.filter(annotator=said.annotator_id, task__project=project, pk__gt=said.pk)
+    if later.exclude(standing=Annotation.Standing.WITHDRAWN).exists():
+        raise AnnotationRefused("only your last answer can be undone")
+    if Annotation.objects.filter(task=said.task_id, pk__gt=said.pk).exists():
+        raise AnnotationRefused("somebody else has acted on this task since: your answer can no longer be undone")
+    if Review.objects.filter(task=said.task_id, created_at__gte=said.created_at).exists():
+        raise AnnotationRefused("a reviewer has acted on this task since: your answer can no longer be undone")
+    resolved = Resolution.objects.filter(task=said.task_id).exists()
+    if resolved and project.frozen_at is not None and project.frozen_at >= said.created_at:
+        raise AnnotationRefused("a dataset version has frozen this answer: it can no longer be undone")

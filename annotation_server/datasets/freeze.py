@@ -151,7 +151,7 @@ def _record(record_id: str, resolution: Resolution, polarity: Polarity, split: S
         annotators=resolution.votes,
         agreement=resolution.agreement,
         prompt_version=(rationale.prompt_version if rationale else "") or PROMPT_VERSIONS[PromptKind.ASK],
-        meta=task.sample.meta,
+        meta=task.sample.meta | ({"marks": rationale.marks} if rationale and rationale.marks else {}),
     )
 
 

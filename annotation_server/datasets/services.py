@@ -74,6 +74,8 @@ def freeze_version(version: DatasetVersion, on_progress: OnProgress = quiet) -> 
         return version.version_id
     if version.state == DatasetVersion.State.FAILED:
         raise FreezeRefused(version.error)
+    # From here on nobody undoes an answer that this version may hold (annotations/services.py, withdraw).
+    Project.objects.filter(pk=version.project_id).update(frozen_at=timezone.now())
     assign_sides(version.project)
     hasher = VersionHasher(Polarity(version.polarity), version.prompt_versions)
     tally = Tally()

@@ -30,6 +30,13 @@ class Project(models.Model):
 
         UNANIMITY = "unanimity", "All votes are the same answer"
         MAJORITY = "majority", "A majority of votes per candidate"
+        ADJUDICATION = "adjudication", "Always by an adjudicator, who sees all votes"
+
+    class QueueOrder(models.TextChoices):
+        """What comes next to an annotator."""
+
+        SAMPLE = "sample", "All dimensions of a sample in a row"
+        DIMENSION = "dimension", "One dimension of all samples, then the next"
 
     slug = models.SlugField(max_length=60, unique=True)
     name = models.CharField(max_length=120)
@@ -38,6 +45,12 @@ class Project(models.Model):
     )
     polarity = models.CharField(max_length=12, choices=Polarity, default=Polarity.ACCEPTABLE)
     guidelines = models.TextField(blank=True, help_text="What annotators should know; shown one key away.")
+    dimension_guidelines = models.JSONField(
+        default=dict, blank=True, help_text="Text per dimension; a dimension without one has ours (guidelines.py)."
+    )
+    phrases = models.JSONField(
+        default=dict, blank=True, help_text="Phrases for rationales per dimension; a dimension without has ours."
+    )
     overlap = models.PositiveSmallIntegerField(
         default=1,
         validators=[MinValueValidator(1), MaxValueValidator(25)],
@@ -45,6 +58,25 @@ class Project(models.Model):
     )
     resolution_rule = models.CharField(max_length=12, choices=ResolutionRule, default=ResolutionRule.UNANIMITY)
     rationale_required = models.BooleanField(default=False)
+    queue_order = models.CharField(max_length=9, choices=QueueOrder, default=QueueOrder.SAMPLE)
+    shuffle_candidates = models.BooleanField(
+        default=False,
+        help_text="Show candidates in another order to each person, against order bias. Letters stay with their image.",
+    )
+    gold_rate = models.FloatField(
+        default=0.05,
+        validators=[MinValueValidator(0), MaxValueValidator(0.5)],
+        help_text="Share of an annotator's tasks that are gold, mixed in invisibly. 0: none.",
+    )
+    gold_floor = models.FloatField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0), MaxValueValidator(1)],
+        help_text="Who answers less than this share of gold exactly is paused. Empty: nobody is.",
+    )
+    gold_window = models.PositiveSmallIntegerField(
+        default=20, validators=[MinValueValidator(5)], help_text="Over how many of their last gold answers."
+    )
     lease_seconds = models.PositiveIntegerField(default=300, validators=[MinValueValidator(10)])
     show_pre_annotations = models.BooleanField(
         default=False, help_text="Show model annotations before a person submits. Off: annotators are blind."
@@ -59,6 +91,9 @@ class Project(models.Model):
     validation_share = models.FloatField(default=0.05, validators=[MinValueValidator(0), MaxValueValidator(1)])
     test_share = models.FloatField(default=0.05, validators=[MinValueValidator(0), MaxValueValidator(1)])
     created_at = models.DateTimeField(auto_now_add=True)
+    frozen_at = models.DateTimeField(
+        null=True, editable=False, help_text="When a version last began to freeze: what stood then cannot be undone."
+    )
 
     class Meta:
         constraints = (
@@ -93,6 +128,9 @@ class Membership(models.Model):
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="memberships")
     person = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="memberships")
     role = models.CharField(max_length=12, choices=Role)
+    paused_at = models.DateTimeField(null=True, help_text="Gets no tasks since then.")
+    resumed_at = models.DateTimeField(null=True, help_text="Gold answered before counts no longer for a pause.")
+    paused_why = models.CharField(max_length=200, blank=True)
 
     class Meta:
         constraints = (models.UniqueConstraint(name="one_role_per_person_and_project", fields=("project", "person")),)

@@ -7,6 +7,7 @@ from annotation_server.samples import views
 app_name = "samples"
 urlpatterns = [
     path("images/<str:sha256>", views.image, name="image"),
+    path("previews/<str:sha256>", views.preview, name="preview"),
     path("projects/<slug:slug>/imports", views.imports, name="imports"),
     path("projects/<slug:slug>/imports/<int:batch_id>", views.import_row, name="import_row"),
 ]

@@ -5,6 +5,8 @@ Not here: reading sources (importers.py), the import itself (a job; annotations/
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from django.contrib.auth.decorators import login_required
 from django.http import FileResponse, Http404, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
@@ -18,8 +20,11 @@ from annotation_server.projects.access import Access, Capability, access_to
 from annotation_server.samples import storage
 from annotation_server.samples.forms import ImportForm, incoming
 from annotation_server.samples.models import Image, ImportBatch
+from annotation_server.samples.renditions import PREVIEW_SIDE, rendition
 from annotation_server.samples.selectors import image_for, imports_of
 from annotation_server.samples.services import start_import
+
+AnyResponse = TypeVar("AnyResponse", bound=HttpResponseBase)
 
 CONTENT_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 IMAGE_POLICY = "default-src 'none'; sandbox"
@@ -41,7 +46,24 @@ def image_response(found: Image) -> HttpResponseBase:
         stored = storage.open_stored(found.path)
     except FileNotFoundError:
         raise Http404 from None  # taken down since the row was read
-    response = FileResponse(stored, content_type=CONTENT_TYPES[found.extension])
+    return _as_image(FileResponse(stored, content_type=CONTENT_TYPES[found.extension]))
+
+
+@login_required
+@require_GET
+def preview(request: AuthenticatedRequest, sha256: str) -> HttpResponse:
+    """The image small enough to be shown at once."""
+    found = image_for(request.user, sha256)
+    if found is None:
+        raise Http404
+    try:
+        content_type, content = rendition(found, PREVIEW_SIDE)
+    except FileNotFoundError:
+        raise Http404 from None
+    return _as_image(HttpResponse(content, content_type=content_type))
+
+
+def _as_image(response: AnyResponse) -> AnyResponse:
     # Its address is its content, so it never changes; private, because a shared cache does not know the members.
     response["Cache-Control"] = "private, max-age=31536000, immutable"
     response["Content-Security-Policy"] = IMAGE_POLICY

@@ -1,6 +1,7 @@
 """The queue: a task is one sample on one dimension; a slot is one wanted vote on it, claimed under a lease.
 
-Not here: claiming (services.py), answers (annotations/models.py).
+Beside it what people say about a task instead of an answer (Flag), and where each person's search for work begins
+(QueueCursor). Not here: claiming (services.py), answers (annotations/models.py).
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Slot(models.Model):
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="slots")
     ordinal = models.PositiveSmallIntegerField(help_text="Which vote of the task, from 0.")
     priority = models.IntegerField(default=0, help_text="Higher is claimed first.")
-    position = models.BigIntegerField(help_text="Order within a priority: all dimensions of a sample in a row.")
+    position = models.BigIntegerField(help_text="Order within a priority, by sample or by dimension.")
     state = models.CharField(max_length=8, choices=State, default=State.OPEN)
     person = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="slots",
@@ -100,7 +101,57 @@ class Slot(models.Model):
                 condition=Q(state__in=("open", "claimed")),
             ),
             models.Index(name="slot_held", fields=("person", "project"), condition=Q(state="claimed")),
+            models.Index(name="slot_expiring", fields=("project", "lease_expires_at"), condition=Q(state="claimed")),
         )
 
     def __str__(self) -> str:
         return f"{self.task} vote {self.ordinal + 1} ({self.state})"
+
+
+class QueueCursor(models.Model):
+    """Where a person's search for work begins: no slot before it is free for them.
+
+    Without it, everybody who votes faster than the others would walk past all their own tasks at every claim. Whatever
+    makes a slot free again, or puts one in front, moves the cursors behind it back (tasks/services.py).
+    """
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+")
+    person = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    priority = models.IntegerField()
+    position = models.BigIntegerField()
+
+    class Meta:
+        constraints = (models.UniqueConstraint(name="one_cursor_per_person", fields=("project", "person")),)
+
+    def __str__(self) -> str:
+        return f"{self.person} in {self.project}: {self.priority}/{self.position}"
+
+
+class Flag(models.Model):
+    """What a person says about a task instead of an answer (skipped), or beside it: something is wrong with it."""
+
+    class Reason(models.TextChoices):
+        """Ours."""
+
+        UNCLEAR = "unclear", "I cannot tell"
+        IMAGE = "image", "An image is broken or does not belong"
+        GUIDELINES = "guidelines", "The guidelines do not cover it"
+        OTHER = "other", "Something else"
+
+    task = models.ForeignKey(Task, on_delete=models.CASCADE, related_name="flags")
+    person = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="flags")
+    reason = models.CharField(max_length=10, choices=Reason)
+    note = models.CharField(max_length=500, blank=True)
+    skipped = models.BooleanField(help_text="The person gave the task back and is not asked again.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    closed_at = models.DateTimeField(null=True, help_text="When somebody who manages or reviews had dealt with it.")
+    closed_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(name="one_flag_per_task_and_person", fields=("task", "person", "skipped")),
+        )
+        indexes = (models.Index(name="flag_open", fields=("task",), condition=Q(closed_at=None)),)
+
+    def __str__(self) -> str:
+        return f"{self.task}: {self.reason}"

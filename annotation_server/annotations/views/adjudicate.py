@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods
 
 from annotation_server.accounts.http import AuthenticatedRequest
+from annotation_server.annotations.decisions import adjudicate as decide
 from annotation_server.annotations.forms import DecisionForm
 from annotation_server.annotations.selectors import (
     PAGE_ROWS,
@@ -22,7 +23,6 @@ from annotation_server.annotations.selectors import (
     votes_by_task,
 )
 from annotation_server.annotations.services import AnnotationRefused
-from annotation_server.annotations.services import adjudicate as decide
 from annotation_server.projects.access import Capability, access_to
 from annotation_server.tasks.models import Task
 
