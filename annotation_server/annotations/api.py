@@ -477,7 +477,7 @@ def _claim(claim: Claim, access: Access, shown: Sequence[Picture], draft: Draft 
 def _draft(draft: Draft) -> DraftOut:
     return DraftOut(
         revision=draft.revision,
-        answer=None if draft.answer is None else sorted(draft.answer),
+        answer=draft.answer,
         rationale=draft.rationale,
         marks=draft.marks,
     )

@@ -16,7 +16,7 @@ from annotation_server.accounts.models import Person
 from annotation_server.annotations.marks import clean_marks
 from annotation_server.annotations.models import Annotation, Draft
 from annotation_server.tasks.models import Task
-from trainer.contract.answers import Answer, as_answer
+from trainer.contract.answers import as_answer
 
 
 class DraftConflict(Exception):
@@ -46,7 +46,7 @@ def save_draft(
     """
     try:
         said: dict[str, Any] = {
-            "answer": None if answer is None else as_answer(answer, task.candidate_count),
+            "answer": None if answer is None else sorted(as_answer(answer, task.candidate_count)),
             "rationale": rationale,
             "marks": clean_marks(marks, task.candidate_count),
         }
@@ -81,12 +81,6 @@ def drafts_of(person: Person, task_ids: Collection[int]) -> dict[int, Draft]:
     return {draft.task_id: draft for draft in Draft.objects.filter(person=person, task__in=task_ids)}
 
 
-def forget_drafts(pairs: Collection[tuple[int, int]]) -> None:
-    """Delete the drafts of (task, person): their content has been submitted."""
-    for task_id, person_id in pairs:
-        Draft.objects.filter(task=task_id, person=person_id).delete()
-
-
-def as_chosen(answer: Answer | None) -> list[str] | None:
-    """Letters in order, or None when nothing is chosen."""
-    return None if answer is None else sorted(answer)
+def forget_draft(task_id: int, person_id: int) -> None:
+    """Delete a draft: its content has been submitted."""
+    Draft.objects.filter(task=task_id, person=person_id).delete()

@@ -110,7 +110,7 @@ class Draft(models.Model):
 
     task = models.ForeignKey(Task, on_delete=models.CASCADE, related_name="drafts")
     person = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="drafts")
-    answer = AnswerField(null=True, help_text="Null: nothing chosen yet.")
+    answer = models.JSONField(null=True, help_text="Letters in order; null: nothing chosen yet.")
     rationale = models.TextField(blank=True)
     marks = models.JSONField(default=list)
     revision = models.PositiveIntegerField(default=1, help_text="A page that knows an older one must not overwrite.")

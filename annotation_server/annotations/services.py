@@ -16,7 +16,7 @@ from django.db import IntegrityError, transaction
 
 from annotation_server.accounts.models import Person
 from annotation_server.annotations.accuracy import pause_below_floor
-from annotation_server.annotations.drafts import forget_drafts
+from annotation_server.annotations.drafts import forget_draft
 from annotation_server.annotations.marks import clean_marks
 from annotation_server.annotations.models import (
     Annotation,
@@ -139,10 +139,10 @@ def _record(rows: Sequence[NewAnnotation]) -> list[Annotation]:
     tasks = locked_tasks([row.task.pk for row in new])
     made = Annotation.objects.bulk_create([_vote_or_advice(row) for row in new], batch_size=2000)
     settle(list(tasks.values()))
-    by_people = [annotation for annotation in made if annotation.annotator.person_id is not None]
-    forget_drafts([(said.task_id, said.annotator.person_id) for said in by_people])
-    for said in by_people:
-        pause_below_floor(said)
+    for said in made:
+        if said.annotator.person_id is not None:
+            forget_draft(said.task_id, said.annotator.person_id)
+            pause_below_floor(said)
     known |= {(annotation.annotator_id, annotation.idempotency_key): annotation for annotation in made}
     return [known[row.annotator.pk, row.idempotency_key] for row in rows]
 
@@ -248,7 +248,7 @@ def withdraw(annotation: Annotation, person: Person) -> Claim:
         said.standing, said.slot = Annotation.Standing.WITHDRAWN, None
         said.save(update_fields=["standing", "slot"])
         claim = tasks_services.reopen(slot_id, person)
-        draft = {"answer": said.answer, "rationale": said.rationale, "marks": said.marks}
+        draft = {"answer": sorted(said.answer), "rationale": said.rationale, "marks": said.marks}
         Draft.objects.update_or_create(task=said.task, person=person, defaults=draft)
         settle(list(tasks.values()))
     return claim

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from django.test import Client
@@ -113,10 +114,18 @@ def test_before_submitting_a_task_with_gold_looks_like_any_other(client: Client,
     assert (detail["state"], detail["annotations"], detail["resolution"]) == ("open", [], None)
 
 
+def claimed(client: Client, story: Story) -> dict[str, Any]:
+    """The story's task as its annotator claims it: gold comes mixed in with what else is to be done."""
+    make_sample(story.project, meta={"defects": META})
+    Project.objects.update(gold_rate=0.5)
+    claims = client.post(f"/api/v1/projects/{story.project.slug}/claims", {"count": 2}, "application/json").json()
+    found: dict[str, Any] = next(claim for claim in claims["claims"] if claim["task"]["id"] == story.task.pk)
+    return found
+
+
 def test_a_claim_by_api_carries_nothing_but_the_question(client: Client, story: Story) -> None:
     client.force_login(story.annotator)
-    claim = client.post(f"/api/v1/projects/{story.project.slug}/claims")
-    said = claim.json()
+    said = claimed(client, story)
     assert said["pre_annotations"] == []
     assert set(said["task"]) == {"id", "sample", "dimension", "candidate_count", "state"}
     for hidden in (OTHERS, MODELS, META):
@@ -162,9 +171,7 @@ def test_a_project_may_show_what_models_said(client: Client, story: Story) -> No
     Project.objects.update(show_pre_annotations=True)
     client.force_login(story.annotator)
 
-    page = client.get(f"/projects/{story.project.slug}/annotate").content.decode()
+    (said,) = claimed(client, story)["pre_annotations"]
 
-    assert MODELS in page
-    assert "Drawn scenes only." in page
-    assert OTHERS not in page
+    assert (said["rationale"], said["caveat"]) == (MODELS, "Drawn scenes only.")
     assert Annotator.objects.filter(kind="model").count() == 1

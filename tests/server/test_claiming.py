@@ -11,8 +11,9 @@ from django.db import close_old_connections, connection
 from django.utils import timezone
 
 from annotation_server.annotations.models import Annotation
+from annotation_server.annotations.queue import next_claims
 from annotation_server.tasks.models import Slot, Task
-from annotation_server.tasks.services import _next_free, claim_next, extend_lease, release
+from annotation_server.tasks.services import _searches, claim_next, extend_lease, release
 from tests.server.factories import annotate, make_member, make_project, make_sample, make_task
 
 pytestmark = pytest.mark.django_db
@@ -62,10 +63,8 @@ def test_asking_again_gives_the_task_already_held() -> None:
     make_sample(project)
     annotator = make_member(project)
 
-    first, again = claim_next(project, annotator), claim_next(project, annotator)
+    (first,), (again,) = next_claims(project, annotator), next_claims(project, annotator)
 
-    assert first is not None
-    assert again is not None
     assert (first.slot_id, first.lease_token) == (again.slot_id, again.lease_token)
 
 
@@ -164,8 +163,14 @@ def test_sixteen_people_at_once_give_exactly_k_votes_each(overlap: int) -> None:
 @pytest.mark.skipif(
     connection.vendor != "sqlite", reason="PostgreSQL reads a table of one page whole, whatever its indexes"
 )
-def test_claiming_walks_the_queue_index_instead_of_sorting_the_table() -> None:
+@pytest.mark.parametrize("begun", [False, True], ids=["from the start", "from the cursor"])
+def test_claiming_walks_the_queue_index_instead_of_sorting_the_table(begun: bool) -> None:
     project = make_project()
-    plan = _next_free(project, make_member(project), timezone.now()).explain()
-    assert "slot_queue" in plan
-    assert "TEMP B-TREE" not in plan
+    make_sample(project)
+    annotator = make_member(project)
+    if begun:
+        claim_next(project, annotator)
+    for search in _searches(project, annotator, timezone.now()):
+        plan = search.explain()
+        assert "slot_queue" in plan
+        assert "TEMP B-TREE" not in plan

@@ -35,7 +35,7 @@ def test_it_works(client: Client, settings: Any) -> None:
     assert (endpoint.name, endpoint.base_url) == ("local", settings.LOCAL_MODEL_URL)
     assert endpoint.caveat == "Knows drawn scenes only."
     assert client.login(username="annotator", password="demo")
-    assert "Which candidates are acceptable?" in client.get("/projects/demo/annotate").content.decode()
+    assert client.get("/projects/demo/annotate").status_code == 200
 
 
 def test_without_the_local_model_there_is_no_endpoint(settings: Any) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from annotation_server.annotations.decisions import adjudicate
 from annotation_server.annotations.models import Approach, Resolution
 from annotation_server.annotations.resolution import agreed_answer
-from annotation_server.annotations.services import add_gold, adjudicate, model_annotator
+from annotation_server.annotations.services import add_gold, model_annotator
 from annotation_server.projects.models import Project
 from annotation_server.tasks.models import Task
 from tests.server.factories import annotate, make_member, make_project, make_task
@@ -87,9 +88,8 @@ def test_an_adjudicator_decides_and_later_votes_change_nothing() -> None:
 
 
 def test_gold_stands_above_votes() -> None:
-    task = make_task()
+    task = vote(make_task(), "A")
     add_gold({task: frozenset("D")})
-    vote(task, "A")
     resolution = resolution_of(task)
     assert resolution is not None
     assert (resolution.answer, resolution.source, resolution.agreement) == (frozenset("D"), "gold", 0.0)
