@@ -43,10 +43,12 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
         )
         widgets = {"polarity": forms.RadioSelect, "guidelines": forms.Textarea(attrs={"rows": 8})}  # noqa: RUF012
         labels = {  # noqa: RUF012
+            "name": _("Name"),
             "slug": _("Short name"),
             "polarity": _("Letters of an answer list candidates that are"),
             "overlap": _("Votes per task"),
             "resolution_rule": _("A task is resolved when"),
+            "guidelines": _("Guidelines"),
             "rationale_required": _("A rationale is required"),
             "lease_seconds": _("Lease in seconds"),
             "show_pre_annotations": _("Show model annotations to annotators"),

@@ -4,7 +4,7 @@ from django import template
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 
-from annotation_server.projects.wording import DIMENSION_HINTS, DIMENSION_LABELS
+from annotation_server.projects.wording import DIMENSION_HINTS, DIMENSION_LABELS, STORED_WORDS
 from trainer.contract.answers import Answer
 from trainer.contract.dimensions import Dimension
 
@@ -25,6 +25,12 @@ def dimension_hint(name: str) -> Promise:
 def answer_text(answer: Answer) -> str:
     """ "A, C", or the word for nothing."""
     return ", ".join(sorted(answer)) or _("none")
+
+
+@register.filter
+def word(stored: str) -> Promise | str:
+    """A state, a source or the like in the reader's language."""
+    return STORED_WORDS.get(stored, stored)
 
 
 @register.filter
