@@ -529,7 +529,9 @@ def _images(task: Task) -> list[ImageOut]:
 
 def _image(picture: Picture) -> ImageOut:
     image = picture.image
-    return ImageOut(letter=picture.letter, sha256=image.sha256, width=image.width, height=image.height, preview=has_preview(image))
+    return ImageOut(
+        letter=picture.letter, sha256=image.sha256, width=image.width, height=image.height, preview=has_preview(image)
+    )
 
 
 def _annotation(annotation: Annotation) -> AnnotationOut:

@@ -177,9 +177,7 @@ def test_flagging_keeps_the_task(sign_in: SignIn, project: Project, annotator: P
     at_task(page, "bottle-0")
 
 
-def test_the_network_is_cut_in_the_middle_and_comes_back(
-    sign_in: SignIn, project: Project, annotator: Person
-) -> None:
+def test_the_network_is_cut_in_the_middle_and_comes_back(sign_in: SignIn, project: Project, annotator: Person) -> None:
     page = sign_in(annotator)
     begin(page)
     page.wait_for_load_state("networkidle")

@@ -32,7 +32,9 @@ HELD_AHEAD = 4
 @require_GET
 def annotate(request: AuthenticatedRequest, slug: str) -> HttpResponse:
     access = access_to(request.user, slug, Capability.ANNOTATE)
-    return render(request, "annotations/annotate.html", {"access": access, "setup": _setup(access), "reasons": Flag.Reason})
+    return render(
+        request, "annotations/annotate.html", {"access": access, "setup": _setup(access), "reasons": Flag.Reason}
+    )
 
 
 def _setup(access: Access) -> dict[str, Any]:
