@@ -78,7 +78,8 @@ def test_claims_are_held_and_filled_up(client: Client, project: Project, annotat
     assert len(first) == 2
     assert submit(client, project, first[0], answer=["A", "C"], rationale=" Both are fine. ").status_code == 201
     second = claims(client, project, 2)
-    assert [claim["task"]["id"] for claim in second] == [first[1]["task"]["id"], Task.objects.last().pk]
+    last = Task.objects.order_by("pk").values_list("pk", flat=True).last()
+    assert [claim["task"]["id"] for claim in second] == [first[1]["task"]["id"], last]
     said = Annotation.objects.get()
     assert (said.answer, said.rationale, said.standing) == (frozenset("AC"), "Both are fine.", "vote")
 
@@ -88,7 +89,7 @@ def test_asking_again_is_the_heartbeat(client: Client, project: Project, annotat
     Slot.objects.filter(state="claimed").update(lease_expires_at=timezone.now() + timedelta(seconds=1))
     (after,) = claims(client, project, 1)
     assert after["lease_token"] == before["lease_token"]
-    assert Slot.objects.get(state="claimed").lease_expires_at > timezone.now() + timedelta(seconds=100)
+    assert Slot.objects.filter(lease_expires_at__gt=timezone.now() + timedelta(seconds=100)).count() == 1
 
 
 def test_a_lease_that_went_to_somebody_else_is_gone_from_the_answer(
