@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import timedelta
 
 import pytest
@@ -87,7 +88,7 @@ def test_gold_comes_between_samples_and_never_in_the_middle_of_one(ahead: int) -
     done = work(project, make_member(project), 100, ahead=ahead)
 
     assert len(done) == 28
-    changes = [one.sample_id != other.sample_id for one, other in zip(done, done[1:], strict=False)]
+    changes = [one.sample_id != other.sample_id for one, other in itertools.pairwise(done)]
     assert changes.count(True) == 6  # seven samples, each in one piece
     assert sum(task in gold for task in done) == 12
 
