@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from annotation_server.annotations.views import adjudicate, annotate, browse, overview
+from annotation_server.annotations.views import adjudicate, annotate, browse, overview, review
 
 app_name = "annotations"
 urlpatterns = [
@@ -12,4 +12,5 @@ urlpatterns = [
     path("projects/<slug:slug>/tasks/<int:task_id>", browse.task_page, name="task"),
     path("projects/<slug:slug>/disputed", adjudicate.disputed, name="disputed"),
     path("projects/<slug:slug>/disputed/<int:task_id>", adjudicate.adjudicate, name="adjudicate"),
+    path("projects/<slug:slug>/review", review.review, name="review"),
 ]
