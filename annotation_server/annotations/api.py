@@ -20,6 +20,7 @@ from ninja.responses import Status
 from annotation_server.accounts.http import AuthenticatedRequest
 from annotation_server.annotations.decisions import adjudicate, review
 from annotation_server.annotations.drafts import DraftConflict, DraftRefused, drafts_of, save_draft
+from annotation_server.annotations.examples import examples_shown
 from annotation_server.annotations.forms import MAX_RATIONALE
 from annotation_server.annotations.models import Annotation, Approach, Draft, Resolution, Review
 from annotation_server.annotations.queue import next_claims, paused
@@ -50,6 +51,7 @@ from annotation_server.annotations.services import (
 )
 from annotation_server.errors import ApiError, invalid
 from annotation_server.projects.access import Access, Capability, access_to
+from annotation_server.projects.guidelines import guidelines_of, own_guidelines, phrases_of
 from annotation_server.samples.renditions import has_preview
 from annotation_server.tasks.models import Flag, Task
 from annotation_server.tasks.services import (
@@ -261,6 +263,26 @@ class ProgressOut(Schema):
     annotations: dict[str, int]
 
 
+class ExampleOut(Schema):
+    left: str
+    """Address of the picture it is held against."""
+    left_is_original: bool
+    right: str
+    caption: str
+    flawed: bool
+
+
+class GuidelinesOut(Schema):
+    dimension: str
+    text: str
+    """Markdown; the project's own, or ours in your language."""
+    own: bool
+    """Whether the text is the project's."""
+    phrases: list[str]
+    examples: list[ExampleOut]
+    """Those that you may see: none of a task that you may still vote on."""
+
+
 class TaskFilter(Schema):
     state: Task.State | None = None
     dimension: Dimension | None = None
@@ -270,6 +292,22 @@ class TaskFilter(Schema):
 @router.get("/projects/{slug}/progress", response=list[ProgressOut])
 def get_progress(request: AuthenticatedRequest, slug: str) -> list[DimensionProgress]:
     return progress(access_to(request.user, slug).project)
+
+
+@router.get("/projects/{slug}/guidelines", response=list[GuidelinesOut])
+def get_guidelines(request: AuthenticatedRequest, slug: str) -> list[GuidelinesOut]:
+    """What to look at and what counts, per dimension of the project."""
+    access = access_to(request.user, slug)
+    return [
+        GuidelinesOut(
+            dimension=dimension,
+            text=guidelines_of(access.project, dimension),
+            own=bool(own_guidelines(access.project, dimension)),
+            phrases=phrases_of(access.project, dimension),
+            examples=[ExampleOut(**asdict(example)) for example in examples],
+        )
+        for dimension, examples in examples_shown(access).items()
+    ]
 
 
 @router.post("/projects/{slug}/claims", response=ClaimsOut)

@@ -154,3 +154,22 @@ class TaskFilterForm(forms.Form):
     def filters(self) -> dict[str, Any]:
         self.is_valid()
         return {name: value for name, value in self.cleaned_data.items() if value}
+
+
+class ExampleForm(forms.Form):
+    """Which candidate the guidelines are to show, and what is to be seen in it."""
+
+    letter = forms.ChoiceField(label=_("Candidate"))  # its choices are the sample's
+    flawed = forms.TypedChoiceField(
+        label=_("In this dimension it is"),
+        choices=[("yes", _("flawed")), ("no", _("fine"))],
+        coerce=lambda chosen: chosen == "yes",
+        widget=forms.RadioSelect,
+    )
+    caption = forms.CharField(
+        label=_("Caption"), max_length=300, help_text=_("What is to be seen, in one or two sentences.")
+    )
+
+    def __init__(self, *args: Any, letters: list[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["letter"] = forms.ChoiceField(label=_("Candidate"), choices=[(name, name) for name in letters])

@@ -79,6 +79,31 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
         """Nothing: the model's own checks run in the service, so that the API and commands meet them too."""
 
 
+class GuidelinesForm(forms.Form):
+    """A project's own text and phrases for one dimension."""
+
+    text = forms.CharField(
+        label=_("Text"),
+        required=False,
+        max_length=20_000,
+        widget=forms.Textarea(attrs={"rows": 22}),
+        help_text=_("Markdown; HTML is shown as it is written. Empty: our text stands."),
+    )
+    phrases = forms.CharField(
+        label=_("Phrases for rationales"),
+        required=False,
+        max_length=10_000,
+        widget=forms.Textarea(attrs={"rows": 9}),
+        help_text=_("One per line, up to 30. Empty: our phrases stand."),
+    )
+
+    def clean_phrases(self) -> list[str]:
+        lines = [line.strip() for line in self.cleaned_data["phrases"].splitlines() if line.strip()]
+        if len(lines) > 30 or any(len(line) > 200 for line in lines):
+            raise forms.ValidationError(_("At most 30 phrases of at most 200 characters each."))
+        return lines
+
+
 class MemberForm(forms.Form):
     username = forms.CharField(label=_("Sign-in name"), max_length=150)
     role = forms.ChoiceField(label=_("Role"), choices=Membership.Role.choices, initial=Membership.Role.ANNOTATOR)

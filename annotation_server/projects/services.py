@@ -14,6 +14,7 @@ from django.db import transaction
 from annotation_server.accounts.models import Person
 from annotation_server.accounts.services import audit
 from annotation_server.projects.models import Membership, Project
+from trainer.contract.dimensions import Dimension
 
 EDITABLE = (
     "name",
@@ -54,6 +55,18 @@ def edit_project(*, person: Person, project: Project, fields: Mapping[str, Any])
     with transaction.atomic():
         project.save(update_fields=list(changes))
         audit(person=person, verb="project.edit", subject=project, changed=sorted(changes))
+
+
+def edit_guidelines(*, person: Person, project: Project, dimension: Dimension, text: str, phrases: list[str]) -> None:
+    """Set a dimension's own text and phrases; empty ones mean ours."""
+    with transaction.atomic():
+        locked = Project.objects.select_for_update().get(pk=project.pk)
+        for field, value in ((locked.dimension_guidelines, text), (locked.phrases, phrases)):
+            field.pop(dimension.value, None)
+            if value:
+                field[dimension.value] = value
+        locked.save(update_fields=["dimension_guidelines", "phrases"])
+        audit(person=person, verb="project.guidelines", subject=project, dimension=dimension.value)
 
 
 def set_member(*, person: Person, project: Project, member: Person, role: str) -> Membership:
