@@ -63,7 +63,8 @@ def test_the_shell_knows_what_its_script_needs(client: Client, project: Project,
     (found,) = re.findall(r'<script id="setup" type="application/json">(.*?)</script>', page)
     setup = json.loads(found)
     assert (setup["project"], setup["username"]) == (project.slug, annotator.username)
-    assert "Look at the light first." in setup["dimensions"]["physical_shadow"]["guidelines"]
+    guidelines = client.get(setup["dimensions"]["physical_shadow"]["guidelines"]).content.decode()
+    assert "Look at the light first." in guidelines
     assert list(setup["dimensions"]) == ["physical_shadow"]
     assert setup["images"].endswith("0" * 64)
 

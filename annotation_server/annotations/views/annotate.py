@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET
 
 from annotation_server.accounts.http import AuthenticatedRequest
 from annotation_server.projects.access import Access, Capability, access_to
-from annotation_server.projects.guidelines import guidelines_html, phrases_of
+from annotation_server.projects.guidelines import phrases_of
 from annotation_server.projects.wording import DIMENSION_HINTS, DIMENSION_LABELS
 from annotation_server.tasks.models import Flag
 
@@ -57,7 +57,7 @@ def _setup(access: Access) -> dict[str, Any]:
             dimension.value: {
                 "label": str(DIMENSION_LABELS[dimension]),
                 "hint": str(DIMENSION_HINTS[dimension]),
-                "guidelines": guidelines_html(project, dimension),
+                "guidelines": reverse("annotations:guidelines_of", args=[project.slug, dimension.value]),
                 "phrases": phrases_of(project, dimension),
             }
             for dimension in project.judged

@@ -93,6 +93,7 @@ async function refillOnce() {
     queue = [current, ...claims.filter((claim) => claim.task.id !== current.task.id)];
   }
   for (const claim of queue.slice(1)) viewer.preload(pictures(claim));
+  for (const claim of queue) fetchGuidelines(claim.task.dimension);
 }
 
 function nothing(said) {
@@ -393,6 +394,27 @@ part("flagging").querySelector("form").addEventListener("submit", async (event) 
   refill();
 });
 
+// ---- Guidelines ----
+
+const guides = new Map(); // dimension -> its guidelines as the server's HTML, there before they are wanted
+
+function fetchGuidelines(dimension) {
+  if (!guides.has(dimension)) {
+    const text = fetch(setup.dimensions[dimension].guidelines).then((response) => (response.ok ? response.text() : null));
+    guides.set(dimension, text.catch(() => null));
+    text.then((found) => found ?? guides.delete(dimension), () => guides.delete(dimension));
+  }
+  return guides.get(dimension);
+}
+
+async function openGuidelines() {
+  const dimension = queue[0]?.task.dimension ?? Object.keys(setup.dimensions)[0];
+  const html = await fetchGuidelines(dimension);
+  if (html === null) return setOnline(false);
+  part("guidelines-text").innerHTML = html; // ours: Markdown rendered without raw HTML
+  part("guidelines").showModal();
+}
+
 // ---- Rationale, phrases, marks ----
 
 function phrases(list) {
@@ -605,10 +627,7 @@ const ACTIONS = {
   zoom_out: () => viewer.zoomBy(0.8),
   point: () => markMode("point"),
   box: () => markMode("box"),
-  guidelines: () => {
-    part("guidelines-text").innerHTML = setup.dimensions[queue[0]?.task.dimension ?? Object.keys(setup.dimensions)[0]].guidelines;
-    part("guidelines").showModal();
-  },
+  guidelines: openGuidelines,
   help: () => part("help").showModal(),
 };
 const PANS = { ArrowUp: [0, 1], ArrowDown: [0, -1], ArrowLeft: [1, 0], ArrowRight: [-1, 0] };
