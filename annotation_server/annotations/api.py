@@ -36,6 +36,7 @@ from annotation_server.annotations.selectors import (
     pictures_shown_to,
     pre_annotations,
     progress,
+    queue_left,
     shows_answers,
     task_in,
     task_rows,
@@ -51,6 +52,7 @@ from annotation_server.annotations.services import (
 from annotation_server.errors import ApiError, invalid
 from annotation_server.projects.access import Access, Capability, access_to
 from annotation_server.projects.guidelines import guidelines_of, own_guidelines, phrases_of
+from annotation_server.samples.renditions import has_preview
 from annotation_server.tasks.models import Flag, Task
 from annotation_server.tasks.services import (
     MAX_HELD,
@@ -75,6 +77,8 @@ class ImageOut(Schema):
     sha256: str
     width: int
     height: int
+    preview: bool
+    """Whether there is a smaller one to show first."""
 
 
 class AnnotationOut(Schema):
@@ -163,11 +167,19 @@ class ClaimsIn(Schema):
     """How many tasks you want to hold, those you hold already included."""
 
 
+class QueueLeftOut(Schema):
+    tasks: int
+    held_by_others: int
+    answered_by_me: int
+
+
 class ClaimsOut(Schema):
     claims: list[ClaimOut]
     """In the order in which to do them; those you held already first, their leases renewed."""
     paused: str
     """Why you get no tasks, if you are paused."""
+    left: QueueLeftOut | None
+    """Why there is nothing for you; null when there is."""
 
 
 class ReleaseIn(Schema):
@@ -309,6 +321,7 @@ def claim(request: AuthenticatedRequest, slug: str, payload: ClaimsIn) -> Claims
     return ClaimsOut(
         claims=[_claim(claim, access, shown[claim.task.pk], drafts.get(claim.task.pk)) for claim in claims],
         paused=(membership.paused_why or "paused") if membership else "",
+        left=None if claims else QueueLeftOut(**asdict(queue_left(access.project, request.user))),
     )
 
 
@@ -554,7 +567,9 @@ def _images(task: Task) -> list[ImageOut]:
 
 def _image(picture: Picture) -> ImageOut:
     image = picture.image
-    return ImageOut(letter=picture.letter, sha256=image.sha256, width=image.width, height=image.height)
+    return ImageOut(
+        letter=picture.letter, sha256=image.sha256, width=image.width, height=image.height, preview=has_preview(image)
+    )
 
 
 def _annotation(annotation: Annotation) -> AnnotationOut:

@@ -103,6 +103,16 @@ def tasks_open_to(person: Person, task_ids: Iterable[int]) -> set[int]:
     return asked - set(answers_of(person).filter(task__in=asked).values_list("task", flat=True))
 
 
+def blind_to(access: Access, task: str = "pk") -> Q:
+    """As a condition, the tasks that `tasks_open_to` would name; `task` is the path to them."""
+    if not access.allows(Capability.ANNOTATE):
+        return Q(pk__in=[])
+    unfilled = Slot.objects.filter(task=OuterRef(task)).exclude(state=Slot.State.DONE)
+    gold = GoldAnswer.objects.filter(task=OuterRef(task))
+    mine = answers_of(access.person).filter(task=OuterRef(task))
+    return (Q(Exists(unfilled)) | Q(Exists(gold))) & ~Q(Exists(mine))
+
+
 def answers_of(person: Person) -> QuerySet[Annotation]:
     """What the person said and has not undone."""
     return Annotation.objects.filter(annotator__person=person).exclude(standing=Annotation.Standing.WITHDRAWN)
@@ -157,10 +167,8 @@ def task_rows(access: Access, *, state: str = "", dimension: str = "", after: in
     Who sees nobody's answers browses what they have answered. To who may still vote on a task it is open, whatever
     else it is: "resolved" would give away that its answer is known (gold). The filter agrees with what is shown.
     """
-    unfilled = Slot.objects.filter(task=OuterRef("pk")).exclude(state=Slot.State.DONE)
-    gold = GoldAnswer.objects.filter(task=OuterRef("pk"))
+    blind = blind_to(access)
     mine = answers_of(access.person).filter(task=OuterRef("pk"))
-    blind = (Exists(unfilled) | Exists(gold)) & ~Exists(mine) if access.allows(Capability.ANNOTATE) else Q(pk__in=[])
     tasks = access.project.tasks.select_related("sample").filter(pk__gt=after).order_by("pk")
     if not access.allows(Capability.SEE_ANSWERS):
         tasks = tasks.filter(Exists(mine))

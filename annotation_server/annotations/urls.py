@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from annotation_server.annotations.views import adjudicate, annotate, browse, guidelines, overview
+from annotation_server.annotations.views import adjudicate, annotate, browse, guidelines, overview, review
 
 app_name = "annotations"
 urlpatterns = [
@@ -17,4 +17,5 @@ urlpatterns = [
     path("projects/<slug:slug>/examples/<int:example_id>/remove", guidelines.remove, name="remove_example"),
     path("projects/<slug:slug>/disputed", adjudicate.disputed, name="disputed"),
     path("projects/<slug:slug>/disputed/<int:task_id>", adjudicate.adjudicate, name="adjudicate"),
+    path("projects/<slug:slug>/review", review.review, name="review"),
 ]

@@ -92,12 +92,6 @@ def default_guidelines(dimension: Dimension) -> str:
     return texts[dimension]
 
 
-def guidelines_html(project: Project, dimension: Dimension) -> str:
-    """The project's general text, then the dimension's, as HTML that is safe to show. Examples come with the fragment
-    that annotations/views/guidelines.py serves."""
-    return as_html(f"{project.guidelines}\n\n{guidelines_of(project, dimension)}")
-
-
 def as_html(markdown: str) -> str:
     """Safe to show: raw HTML in it is text, and links lead to no script."""
     return str(_MARKDOWN.render(markdown))

@@ -56,7 +56,12 @@ class Task(models.Model):
 
 
 class Slot(models.Model):
-    """One wanted vote. A claim is a lease on a slot: a token and an expiry."""
+    """One wanted vote. A claim is a lease on a slot: a token and an expiry.
+
+    Ordinals from EXTRA on are no wanted votes but checks, each for one person: given back, such a slot is gone.
+    """
+
+    EXTRA = 1000
 
     class State(models.TextChoices):
         """OPEN can be claimed; CLAIMED too once its lease has expired; DONE holds a vote."""

@@ -1,10 +1,13 @@
-"""Small words for templates: dimensions and answers as people read them."""
+"""Small words for templates: dimensions and answers as people read them, and where a picture is shown from."""
 
 from django import template
+from django.urls import reverse
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 
 from annotation_server.projects.wording import DIMENSION_HINTS, DIMENSION_LABELS, STORED_WORDS
+from annotation_server.samples.models import Image
+from annotation_server.samples.renditions import has_preview
 from trainer.contract.answers import Answer
 from trainer.contract.dimensions import Dimension
 
@@ -42,3 +45,9 @@ def percent(share: float | None) -> str:
 def part_of(part: int, whole: int) -> str:
     """How much of a whole, floored so that 100 % means all of it."""
     return f"{100 * part // whole}%" if whole else "–"
+
+
+@register.filter
+def preview_url(image: Image) -> str:
+    """What a page shows first: the preview, or the image itself where that is small."""
+    return reverse("samples:preview" if has_preview(image) else "samples:image", args=[image.sha256])

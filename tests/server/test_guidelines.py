@@ -11,7 +11,7 @@ from annotation_server.accounts.models import AuditEvent
 from annotation_server.annotations.models import GoldAnswer
 from annotation_server.annotations.services import withdraw
 from annotation_server.projects import guidelines_en, guidelines_zh_hans
-from annotation_server.projects.guidelines import EXAMPLES, as_html, default_examples, guidelines_html, phrases_of
+from annotation_server.projects.guidelines import EXAMPLES, as_html, default_examples, guidelines_of, phrases_of
 from annotation_server.projects.models import Membership, Project
 from annotation_server.samples.models import Example, Image
 from annotation_server.tasks.models import Task
@@ -69,10 +69,10 @@ def test_every_dimension_has_texts_phrases_and_drawn_examples_in_both_languages(
 def test_the_text_follows_the_readers_language() -> None:
     project = make_project()
     with translation.override("zh-hans"):
-        assert "影子" in guidelines_html(project, SHADOW)
+        assert "影子" in as_html(guidelines_of(project, SHADOW))
         assert phrases_of(project, SHADOW)[1] == "商品下方没有影子。"
         assert "一个太阳" in default_examples(SHADOW)[3].caption
-    assert "First find the light" in guidelines_html(project, SHADOW)
+    assert "First find the light" in as_html(guidelines_of(project, SHADOW))
 
 
 def test_no_html_or_script_gets_through() -> None:
@@ -99,15 +99,15 @@ def test_a_managers_own_text_and_phrases_stand_until_they_are_empty(client: Clie
     project.refresh_from_db()
     assert saved.status_code == 302
     assert phrases_of(project, SHADOW) == ["One.", "Two."]
-    assert "<em>real</em> shadows. &lt;b&gt;no&lt;/b&gt;" in guidelines_html(project, SHADOW)
-    assert "First find the light" not in guidelines_html(project, SHADOW)
-    assert "handle" in guidelines_html(project, Dimension.APPEARANCE_DEFORMATION)
+    assert "<em>real</em> shadows. &lt;b&gt;no&lt;/b&gt;" in as_html(guidelines_of(project, SHADOW))
+    assert "First find the light" not in as_html(guidelines_of(project, SHADOW))
+    assert "handle" in as_html(guidelines_of(project, Dimension.APPEARANCE_DEFORMATION))
     assert AuditEvent.objects.get(verb="project.guidelines").detail == {"dimension": "physical_shadow"}
 
     client.post(address, {"text": "  ", "phrases": ""})
     project.refresh_from_db()
     assert project.dimension_guidelines == {}
-    assert "First find the light" in guidelines_html(project, SHADOW)
+    assert "First find the light" in as_html(guidelines_of(project, SHADOW))
 
 
 def test_a_preview_saves_nothing(client: Client) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,6 +112,12 @@ def test_a_key_that_cannot_be_is_refused_on_the_page_and_by_the_api(
 def test_the_defaults_themselves_are_possible() -> None:
     assert key_mistakes(DEFAULT_KEYS) == {}
     assert set(ACTION_LABELS) == set(DEFAULT_KEYS)
+
+
+def test_the_page_and_its_script_know_the_same_keys(repository: Path) -> None:
+    script = (repository / "annotation_server" / "static" / "js" / "keys.js").read_text()
+    defaults = re.findall(r"^export const DEFAULTS = \{\n(.*?)^\};", script, re.MULTILINE | re.DOTALL)[0]
+    assert dict(re.findall(r'^  (\w+): "(.+)",$', defaults, re.MULTILINE)) == DEFAULT_KEYS
 
 
 def test_the_api_reads_and_sets_all_of_them(client: Client, ada: Person) -> None:
