@@ -252,6 +252,12 @@ def disputed_tasks(project: Project, after: int = 0) -> QuerySet[Task]:
     return disputed.select_related("sample").order_by("pk")
 
 
+def next_disputed(access: Access, after: int) -> Task | None:
+    """The next disputed task that this person may decide: after a task, else from the beginning; None when none is."""
+    mine = disputed_tasks(access.project).filter(~blind_to(access)).exclude(pk=after)
+    return mine.filter(pk__gt=after).first() or mine.first()
+
+
 @dataclass(frozen=True, slots=True)
 class QueueLeft:
     """Why the queue has nothing for somebody: there is nothing at all, others hold the rest, or all votes are in."""

@@ -6,7 +6,6 @@ import csv
 import io
 
 import pytest
-from django.http import StreamingHttpResponse
 from django.test import Client
 
 from annotation_server.annotations.csv_files import csv_response, safe_cell
@@ -45,7 +44,7 @@ def test_rows_are_sent_as_they_come() -> None:
 
 def read(client: Client, address: str) -> list[dict[str, str]]:
     response = client.get(address)
-    assert isinstance(response, StreamingHttpResponse)
+    assert response.streaming
     assert response["Content-Type"] == "text/csv; charset=utf-8"
     assert response["Content-Disposition"].startswith("attachment")
     return list(csv.DictReader(io.StringIO(response.getvalue().decode())))
