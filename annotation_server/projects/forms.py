@@ -48,10 +48,12 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
         )
         widgets = {"polarity": forms.RadioSelect, "guidelines": forms.Textarea(attrs={"rows": 8})}  # noqa: RUF012
         labels = {  # noqa: RUF012
+            "name": _("Name"),
             "slug": _("Short name"),
             "polarity": _("Letters of an answer list candidates that are"),
             "overlap": _("Votes per task"),
             "resolution_rule": _("A task is resolved when"),
+            "guidelines": _("Guidelines"),
             "rationale_required": _("A rationale is required"),
             "queue_order": _("Tasks come as"),
             "shuffle_candidates": _("Shuffle candidates for each person"),

@@ -8,7 +8,7 @@ from django.urls import reverse
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 
-from annotation_server.projects.wording import DIMENSION_HINTS, DIMENSION_LABELS
+from annotation_server.projects.wording import DIMENSION_HINTS, DIMENSION_LABELS, STORED_WORDS
 from annotation_server.samples.models import Image
 from annotation_server.samples.renditions import has_preview
 from trainer.contract.answers import Answer
@@ -40,6 +40,12 @@ def mark_text(mark: Mapping[str, Any]) -> str:
     if "w" in mark:
         place += _(", %(w)d × %(h)d %%") % {"w": round(100 * mark["w"]), "h": round(100 * mark["h"])}
     return f"{place}: {mark['note']}" if mark.get("note") else place
+
+
+@register.filter
+def word(stored: str) -> Promise | str:
+    """A state, a source or the like in the reader's language."""
+    return STORED_WORDS.get(stored, stored)
 
 
 @register.filter
