@@ -28,6 +28,7 @@ from annotation_server.annotations.selectors import (
     PAGE_ROWS,
     DimensionProgress,
     Picture,
+    TaskFilter,
     TaskRow,
     annotations_shown,
     answers_of,
@@ -283,9 +284,11 @@ class GuidelinesOut(Schema):
     """Those that you may see: none of a task that you may still vote on."""
 
 
-class TaskFilter(Schema):
+class TaskQuery(Schema):
     state: Task.State | None = None
     dimension: Dimension | None = None
+    sample: str = Field("", max_length=200)
+    """How the sample's id begins."""
     after: int = Field(0, ge=0)
 
 
@@ -466,10 +469,11 @@ def say_review(request: AuthenticatedRequest, slug: str, task_id: int, payload: 
 
 
 @router.get("/projects/{slug}/tasks", response=TaskPageOut)
-def list_tasks(request: AuthenticatedRequest, slug: str, filters: Query[TaskFilter]) -> TaskPageOut:
+def list_tasks(request: AuthenticatedRequest, slug: str, filters: Query[TaskQuery]) -> TaskPageOut:
     """Tasks in order of id; who may not see others' answers lists the tasks they have answered."""
     access = access_to(request.user, slug)
-    rows = task_rows(access, state=filters.state or "", dimension=filters.dimension or "", after=filters.after)
+    wanted = TaskFilter(state=filters.state or "", dimension=filters.dimension or "", sample=filters.sample)
+    rows = task_rows(access, wanted, after=filters.after)
     more = len(rows) > PAGE_ROWS
     page = rows[:PAGE_ROWS]
     return TaskPageOut(tasks=[_task(row) for row in page], next_after=page[-1].task.pk if more else None)

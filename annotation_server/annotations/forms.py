@@ -8,8 +8,10 @@ from typing import Any
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
-from annotation_server.annotations.models import Annotation, Annotator, Resolution, Review
+from annotation_server.annotations.models import Annotation, Annotator, Approach, Resolution, Review
 from annotation_server.annotations.review_queue import Kind, ReviewQueue, annotators_to_review
+from annotation_server.annotations.selectors import TaskFilter
+from annotation_server.projects.access import Access, Capability
 from annotation_server.projects.models import Project
 from annotation_server.projects.wording import DIMENSION_LABELS
 from annotation_server.tasks.models import Task
@@ -17,6 +19,14 @@ from trainer.contract.answers import Answer
 from trainer.contract.dimensions import DIMENSIONS, letters
 
 MAX_RATIONALE = 20_000
+
+SOURCE_LABELS = {
+    Resolution.Source.GOLD.value: _("Known answer"),
+    Resolution.Source.AGREEMENT.value: _("Agreement"),
+    Resolution.Source.ADJUDICATION.value: _("Adjudication"),
+    Resolution.Source.REVIEW.value: _("Review"),
+    Resolution.Source.MODEL.value: _("Model"),
+}
 
 
 class JudgementForm(forms.Form):
@@ -142,18 +152,59 @@ class ReviewQueueForm(forms.Form):
 
 
 class TaskFilterForm(forms.Form):
-    """What the task browser may be filtered by; a value that is none of these filters nothing."""
+    """What the task browser may be filtered by; a value that is none of these filters nothing.
 
-    state = forms.ChoiceField(required=False, choices=[("", _("Any state")), *Task.State.choices])
+    Who may not see others' answers is not offered what tells of them.
+    """
+
+    state = forms.ChoiceField(required=False, label=_("State"), choices=[("", _("Any state")), *Task.State.choices])
     dimension = forms.ChoiceField(
         required=False,
+        label=_("Dimension"),
         choices=[("", _("Any dimension")), *((name.value, DIMENSION_LABELS[name]) for name in DIMENSIONS)],
     )
+    sample = forms.CharField(required=False, label=_("Sample begins with"), max_length=200, strip=True)
+    approach = forms.ChoiceField(
+        required=False, label=_("Approach"), choices=[("", _("Any approach")), *Approach.choices]
+    )
+    source = forms.ChoiceField(
+        required=False, label=_("Resolved by"), choices=[("", _("Resolved by any")), *SOURCE_LABELS.items()]
+    )
+    annotator = forms.ModelChoiceField(
+        Annotator.objects.none(), required=False, label=_("Annotator"), empty_label=_("Any annotator")
+    )
+    flagged = forms.BooleanField(required=False, label=_("Flagged"))
+    skipped = forms.BooleanField(required=False, label=_("Skipped"))
     after = forms.IntegerField(required=False, min_value=0, widget=forms.HiddenInput)
+    before = forms.IntegerField(required=False, min_value=0, widget=forms.HiddenInput)
 
-    def filters(self) -> dict[str, Any]:
+    def __init__(self, *args: Any, access: Access, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if access.allows(Capability.SEE_ANSWERS):
+            self.fields["annotator"] = forms.ModelChoiceField(
+                annotators_to_review(access.project),
+                required=False,
+                label=_("Annotator"),
+                empty_label=_("Any annotator"),
+            )
+        else:
+            for name in ("approach", "source", "annotator"):
+                del self.fields[name]
+        if not access.allows(Capability.REVIEW):
+            del self.fields["flagged"], self.fields["skipped"]
+
+    def wanted(self) -> TaskFilter:
         self.is_valid()
-        return {name: value for name, value in self.cleaned_data.items() if value}
+        given = {name: value for name, value in self.cleaned_data.items() if value and name not in ("after", "before")}
+        if "annotator" in given:
+            given["annotator"] = given["annotator"].pk
+        return TaskFilter(**given)
+
+    def address(self) -> dict[str, str]:
+        """The filters as a query string says them."""
+        self.is_valid()
+        chosen = {name for name, value in self.cleaned_data.items() if value} - {"after", "before"}
+        return {name: self.data[name] for name in self.fields if name in chosen}
 
 
 class ExampleForm(forms.Form):

@@ -1,7 +1,7 @@
 """Reading the ledger for pages and API: what a judge sees, who may see others' answers, progress, disputes.
 
 Blindness lives here: `tasks_open_to` says on which tasks a person's own vote could still be swayed, and nothing that
-others said about those leaves this module. Not here: roles (projects/access.py), agreement figures (their own issue).
+others said about those leaves this module. Not here: roles (projects/access.py), figures about people (quality.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from annotation_server.annotations.models import Annotation, Annotator, Approach
 from annotation_server.projects.access import Access, Capability
 from annotation_server.projects.models import Project
 from annotation_server.samples.models import Candidate, Image, Sample
-from annotation_server.tasks.models import Slot, Task
+from annotation_server.tasks.models import Flag, Slot, Task
 
 PAGE_ROWS = 50
 
@@ -63,6 +63,11 @@ class DimensionProgress:
     @property
     def open(self) -> int:
         return self.tasks - self.resolved - self.disputed
+
+    @property
+    def most(self) -> int:
+        """What a plot of the annotations takes for its whole."""
+        return max(self.tasks, sum(self.annotations.values()))
 
 
 def pictures_of(sample: Sample) -> list[Picture]:
@@ -161,24 +166,68 @@ class TaskRow:
     state: str
 
 
-def task_rows(access: Access, *, state: str = "", dimension: str = "", after: int = 0) -> list[TaskRow]:
-    """A page of the task browser by keyset: tasks after an id, and one more than a page to tell whether it goes on.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFilter:
+    """What the task browser may be filtered by; empty fields filter nothing.
+
+    Those after `sample` are about what others said: they match no task that the person may still vote on, and nothing
+    at all for who sees nobody's answers. Flags are no answers, and for those who deal with them.
+    """
+
+    state: str = ""
+    dimension: str = ""
+    sample: str = ""
+    """How the sample's external id begins."""
+    approach: str = ""
+    source: str = ""
+    annotator: int | None = None
+    flagged: bool = False
+    skipped: bool = False
+
+
+def task_rows(
+    access: Access, wanted: TaskFilter, *, after: int = 0, before: int = 0, rows: int | None = None
+) -> list[TaskRow]:
+    """A page of the task browser by keyset: tasks after an id or, in the same order, those before one; and one more
+    than a page, at the far end, to tell whether it goes on.
 
     Who sees nobody's answers browses what they have answered. To who may still vote on a task it is open, whatever
     else it is: "resolved" would give away that its answer is known (gold). The filter agrees with what is shown.
     """
+    tasks = _wanted_tasks(access, wanted).select_related("sample")
+    tasks = tasks.filter(pk__lt=before).order_by("-pk") if before else tasks.filter(pk__gt=after).order_by("pk")
+    found = list(tasks[: (rows or PAGE_ROWS) + 1])
+    return task_rows_shown(access, found[::-1] if before else found)
+
+
+def _wanted_tasks(access: Access, wanted: TaskFilter) -> QuerySet[Task]:
     blind = blind_to(access)
-    mine = answers_of(access.person).filter(task=OuterRef("pk"))
-    tasks = access.project.tasks.select_related("sample").filter(pk__gt=after).order_by("pk")
+    tasks = access.project.tasks.all()
     if not access.allows(Capability.SEE_ANSWERS):
-        tasks = tasks.filter(Exists(mine))
-    if dimension:
-        tasks = tasks.filter(dimension=dimension)
-    if state == Task.State.OPEN:
-        tasks = tasks.filter(Q(state=state) | blind)
-    elif state:
-        tasks = tasks.filter(~blind, state=state)
-    return task_rows_shown(access, list(tasks[: PAGE_ROWS + 1]))
+        tasks = tasks.filter(Exists(answers_of(access.person).filter(task=OuterRef("pk"))))
+    if wanted.dimension:
+        tasks = tasks.filter(dimension=wanted.dimension)
+    if wanted.sample:
+        tasks = tasks.filter(sample__in=access.project.samples.filter(external_id__startswith=wanted.sample))
+    if wanted.state == Task.State.OPEN:
+        tasks = tasks.filter(Q(state=wanted.state) | blind)
+    elif wanted.state:
+        tasks = tasks.filter(~blind, state=wanted.state)
+    if access.allows(Capability.SEE_ANSWERS):
+        said = Annotation.objects.filter(task=OuterRef("pk")).exclude(standing=Annotation.Standing.WITHDRAWN)
+        if wanted.approach:
+            tasks = tasks.filter(~blind, Exists(said.filter(approach=wanted.approach)))
+        if wanted.annotator:
+            tasks = tasks.filter(~blind, Exists(said.filter(annotator=wanted.annotator)))
+        if wanted.source:
+            tasks = tasks.filter(~blind, resolution__source=wanted.source)
+    if access.allows(Capability.REVIEW):
+        flags = Flag.objects.filter(closed_at=None)
+        if wanted.flagged:
+            tasks = tasks.filter(pk__in=flags.filter(task__project=access.project).values("task"))
+        if wanted.skipped:
+            tasks = tasks.filter(pk__in=flags.filter(task__project=access.project, skipped=True).values("task"))
+    return tasks
 
 
 def task_rows_shown(access: Access, tasks: Sequence[Task]) -> list[TaskRow]:
@@ -201,6 +250,12 @@ def disputed_tasks(project: Project, after: int = 0) -> QuerySet[Task]:
     """Disputed tasks, the oldest first."""
     disputed = project.tasks.filter(state=Task.State.DISPUTED, pk__gt=after)
     return disputed.select_related("sample").order_by("pk")
+
+
+def next_disputed(access: Access, after: int) -> Task | None:
+    """The next disputed task that this person may decide: after a task, else from the beginning; None when none is."""
+    mine = disputed_tasks(access.project).filter(~blind_to(access)).exclude(pk=after)
+    return mine.filter(pk__gt=after).first() or mine.first()
 
 
 @dataclass(frozen=True, slots=True)

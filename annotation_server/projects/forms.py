@@ -33,7 +33,12 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
             "polarity",
             "overlap",
             "resolution_rule",
+            "queue_order",
             "rationale_required",
+            "shuffle_candidates",
+            "gold_rate",
+            "gold_floor",
+            "gold_window",
             "guidelines",
             "lease_seconds",
             "show_pre_annotations",
@@ -50,6 +55,11 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
             "resolution_rule": _("A task is resolved when"),
             "guidelines": _("Guidelines"),
             "rationale_required": _("A rationale is required"),
+            "queue_order": _("Tasks come as"),
+            "shuffle_candidates": _("Shuffle candidates for each person"),
+            "gold_rate": _("Share of tasks that are gold"),
+            "gold_floor": _("Pause below this share of exact gold answers"),
+            "gold_window": _("Gold answers that count for the pause"),
             "lease_seconds": _("Lease in seconds"),
             "show_pre_annotations": _("Show model annotations to annotators"),
             "model_confidence": _("Confidence at which a model resolves a task"),
@@ -58,6 +68,10 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
         }
         help_texts = {  # noqa: RUF012
             "slug": _("In addresses and on the command line; cannot change."),
+            "shuffle_candidates": _("Against order bias. Letters stay with their images."),
+            "gold_rate": _("Mixed in so that nobody notices, from 0 (none) to 0.5."),
+            "gold_floor": _("From 0 to 1; empty: nobody is paused. A manager or reviewer lets people go on."),
+            "gold_window": _("So many of a person’s last gold answers, at least 5."),
             "lease_seconds": _("How long a claimed task is kept for a page that shows no sign of life."),
         }
 

@@ -5,7 +5,7 @@ Not here: samples and tasks (samples/services.py, tasks/services.py); who may ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -24,12 +24,28 @@ EDITABLE = (
     "overlap",
     "resolution_rule",
     "rationale_required",
+    "queue_order",
+    "shuffle_candidates",
+    "gold_rate",
+    "gold_floor",
+    "gold_window",
     "lease_seconds",
     "show_pre_annotations",
     "model_confidence",
     "validation_share",
     "test_share",
 )
+
+
+_queue_order_changed: list[Callable[[Project], None]] = []
+
+
+def on_queue_order(act: Callable[[Project], None]) -> None:
+    """What is to happen in the transaction that changes a project's queue order.
+
+    The queue stands above this app, which therefore cannot call it: it registers itself (tasks/apps.py).
+    """
+    _queue_order_changed.append(act)
 
 
 def create_project(*, person: Person, slug: str, fields: Mapping[str, Any]) -> Project:
@@ -54,6 +70,9 @@ def edit_project(*, person: Person, project: Project, fields: Mapping[str, Any])
     project.full_clean()
     with transaction.atomic():
         project.save(update_fields=list(changes))
+        if "queue_order" in changes:
+            for act in _queue_order_changed:
+                act(project)
         audit(person=person, verb="project.edit", subject=project, changed=sorted(changes))
 
 

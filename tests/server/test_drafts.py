@@ -85,7 +85,7 @@ def test_an_answered_task_takes_no_draft_until_it_is_undone() -> None:
 def test_what_does_not_fit_the_task_is_refused(bad: dict[str, Any]) -> None:
     task = make_task()
     with pytest.raises(DraftRefused):
-        save_draft(**{"task": task, "person": make_member(task.project), "revision": 0, "rationale": ""} | bad)
+        save_draft(task=task, person=make_member(task.project), revision=0, rationale="", **bad)
     assert not Draft.objects.exists()
 
 

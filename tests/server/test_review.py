@@ -254,12 +254,13 @@ def test_the_page_works_through_a_queue(project: Project, client: Client) -> Non
     assert "B floats." in page
 
     for number, task in enumerate(tasks):
-        verdict: dict[str, Any] = {
+        verdicts: dict[int, dict[str, Any]] = {
             0: {"verdict": "accepted"},
             1: {"verdict": "corrected", "letters": ["A"], "rationale": "B and C float."},
             2: {"verdict": "rejected", "reason": "unclear"},
-        }[number]
-        posted = client.post(queue, common | {"task": task.pk, "idempotency_key": f"k{number}"} | verdict, follow=True)
+        }
+        told = {"task": task.pk, "idempotency_key": f"k{number}"} | verdicts[number]
+        posted = client.post(queue, common | told, follow=True)
         assert posted.status_code == 200
     assert "All 3 are reviewed." in posted.content.decode()
     assert [row.verdict for row in Review.objects.order_by("pk")] == ["accepted", "corrected", "rejected"]
