@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from django.db import models
 from django.db.models import Q
+from django.utils.translation import gettext_lazy as _
 
 
 class JobKind(models.TextChoices):
     """The names under which the workers register their Celery tasks; the server never imports them."""
 
-    IMPORT_BATCH = "annotation_workers.jobs.import_batch", "Import samples"
-    ANNOTATE_CHUNK = "annotation_workers.jobs.annotate_chunk", "Annotate with a model"
-    TEST_ENDPOINT = "annotation_workers.jobs.test_endpoint", "Test an endpoint"
-    FREEZE_VERSION = "annotation_workers.jobs.freeze_version", "Freeze a version"
-    EXPORT_VERSION = "annotation_workers.jobs.export_version", "Export a version"
+    IMPORT_BATCH = "annotation_workers.jobs.import_batch", _("Import samples")
+    ANNOTATE_CHUNK = "annotation_workers.jobs.annotate_chunk", _("Annotate with a model")
+    TEST_ENDPOINT = "annotation_workers.jobs.test_endpoint", _("Test an endpoint")
+    FREEZE_VERSION = "annotation_workers.jobs.freeze_version", _("Freeze a version")
+    EXPORT_VERSION = "annotation_workers.jobs.export_version", _("Export a version")
 
 
 class Job(models.Model):

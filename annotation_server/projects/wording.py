@@ -49,6 +49,8 @@ STORED_WORDS: dict[str, Promise] = {
     "adjudication": _("adjudication"),
     "review": _("review"),
     "model": _("model"),
+    "person": _("person"),
+    "import": _("import"),
     "vote": _("vote"),
     "surplus": _("surplus"),
     "advice": _("advice"),

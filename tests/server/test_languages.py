@@ -124,7 +124,21 @@ def test_choosing_a_language_answers_in_it(client: Client) -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     "page",
-    ["", "guidelines", "tasks", "disputed", "review", "imports", "runs", "versions", "members", "settings", "annotate"],
+    [
+        "",
+        "guidelines",
+        "tasks",
+        "disputed",
+        "review",
+        "people",
+        "agreement",
+        "imports",
+        "runs",
+        "versions",
+        "members",
+        "settings",
+        "annotate",
+    ],
 )
 def test_the_headings_and_fields_of_a_project_are_in_chinese(client: Client, page: str) -> None:
     project = make_project(name="瓶子", slug="bottles")
