@@ -15,7 +15,7 @@ TRAINER := $(if $(filter none,$(MODEL)),,.venv/.has-trainer)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help run test demo bench soak bench-scale lint
+.PHONY: help run test demo bench soak bench-scale lint messages
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -46,6 +46,11 @@ lint: $(SERVER) .venv/.has-trainer $(DEV)  ## ruff, mypy, import contracts, miss
 	$(BIN)/mypy $(CODE)
 	$(BIN)/lint-imports
 	$(PYTHON) manage.py makemigrations --check --dry-run
+
+# GNU gettext does the work (on Debian: gettext). Run it, fill in what is empty or fuzzy in the .po, run it again.
+messages: $(SERVER)  ## what the pages say, into annotation_server/locale/ for translation, and compiled
+	cd annotation_server && ../$(PYTHON) ../manage.py makemessages --locale zh_Hans --no-wrap --no-location
+	cd annotation_server && ../$(PYTHON) ../manage.py compilemessages
 
 # A Python of the right age that can make a virtual environment; names on PATH may be wrappers that do not start.
 .venv/bin/python:

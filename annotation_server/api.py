@@ -15,6 +15,7 @@ from ninja.errors import AuthenticationError, HttpError
 from ninja.errors import ValidationError as PayloadRefused
 
 from annotation_server.accounts.api import AUTHENTICATION
+from annotation_server.accounts.api import router as accounts_router
 from annotation_server.accounts.http import AuthenticatedRequest
 from annotation_server.annotations.api import router as annotations_router
 from annotation_server.annotations.services import AlreadyAnswered, AnnotationRefused
@@ -39,7 +40,7 @@ api = NinjaAPI(
     auth=AUTHENTICATION,
     description='Every error is `{"error": {"code", "message", "field"?}}`. Send `Authorization: Bearer TOKEN`.',
 )
-for router in (projects_router, samples_router, annotations_router, runs_router, datasets_router):
+for router in (accounts_router, projects_router, samples_router, annotations_router, runs_router, datasets_router):
     api.add_router("", router)
 
 

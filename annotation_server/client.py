@@ -38,6 +38,7 @@ class ImageRef:
     sha256: str
     width: int
     height: int
+    preview: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

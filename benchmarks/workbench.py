@@ -1,100 +1,79 @@
-"""How long the queue and the ledger take as the project grows: claiming and recording, without HTTP around them.
+"""The workbench under load, on SQLite and on PostgreSQL: `make bench ONLY=workbench`.
 
-The claim behind it: a claim costs the same at a thousand and at a hundred thousand tasks. The peer of each large
-measurement is the same one on a small project, in the same run. Not here: the page and the API (their own issue).
+Each database gets a process of its own (workbench_load.py), since Django's settings are fixed once read. PostgreSQL is
+a throw-away server on a Unix socket; where none is installed, its lines are left out and standard error says so.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import pwd
+import subprocess
+import sys
 import tempfile
-import time
-import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
 
-from benchmarks.measurement import Measurement, percentile
-
-_SMALL, _LARGE, _SCALE, _ROUNDS = 250, 25_000, 128_000, 200
-"""Samples of a small, a large and a full-size project; cycles measured in each."""
+from benchmarks.measurement import Measurement
 
 
 def measure(*, scale: bool) -> Iterator[Measurement]:
-    """p95 of claim and record in a large project beside a small one, in a throw-away database without DATABASE_URL.
-
-    Large is 100,000 tasks, with `scale` 512,000.
-    """
-    samples = _SCALE if scale else _LARGE
+    """All lines of both databases; large is 100,000 tasks, with `scale` 512,000."""
     with tempfile.TemporaryDirectory() as home:
-        os.environ.setdefault("WINNOW_HOME", home)
-        os.environ.setdefault("DJANGO_SETTINGS_MODULE", "annotation_server.settings")
-        import django
-
-        django.setup()
-        from django.core.management import call_command
-        from django.db import connection
-
-        call_command("migrate", verbosity=0)
-        small, large = _cycle_times(_SMALL), _cycle_times(samples)
-        for index, step in enumerate(("claim", "record")):
-            value, peer = percentile(large[index], 0.95) * 1000, percentile(small[index], 0.95) * 1000
-            yield {
-                "name": f"workbench.{step}_p95_ms",
-                "value": round(value, 2),
-                "unit": "ms",
-                "peer": round(peer, 2),
-                "ratio": round(peer / value, 2),
-                "setting": f"{connection.vendor}, {4 * samples:,} tasks; peer: {4 * _SMALL:,} tasks, same run",
-            }
-        connection.close()
+        yield from _measure_in(home, f"sqlite:///{quote(home)}/winnow.sqlite3", scale=scale)
+    with tempfile.TemporaryDirectory() as home, _postgresql() as url:
+        if url:
+            yield from _measure_in(home, url, scale=scale)
+        else:
+            print("workbench: without PostgreSQL, none is installed (apt-get install postgresql)", file=sys.stderr)
 
 
-def _cycle_times(samples: int) -> tuple[list[float], list[float]]:
-    """Seconds of each claim and each record in a new project with that many samples, most of them already done."""
-    from annotation_server.accounts.models import Person
-    from annotation_server.annotations.services import NewAnnotation, annotator_for, record_annotation
-    from annotation_server.projects.models import Project
-    from annotation_server.samples.models import Image, Sample
-    from annotation_server.tasks.models import Slot
-    from annotation_server.tasks.services import claim_next, create_tasks
+def _measure_in(home: str, database_url: str, *, scale: bool) -> Iterator[Measurement]:
+    env = {name: value for name, value in os.environ.items() if name not in ("DJANGO_SETTINGS_MODULE", "STORAGE_URL")}
+    env |= {
+        "WINNOW_HOME": home,
+        "DATABASE_URL": database_url,
+        "REDIS_URL": f"redis+socket://{home}/nobody-listens.sock",
+    }
+    command = [sys.executable, "-m", "benchmarks.workbench_load", *(["--scale"] if scale else [])]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as load:
+        assert load.stdout is not None
+        for line in load.stdout:
+            yield json.loads(line)
+    if load.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
 
-    name = uuid.uuid4().hex
-    project = Project.objects.create(slug=name, name=name)
-    picture = Image.objects.create(
-        sha256=name * 2, source_sha256=name * 2, extension="png", width=64, height=64, size=1
-    )
-    made = Sample.objects.bulk_create(
-        [Sample(project=project, external_id=str(n), original=picture, content_sha256="") for n in range(samples)],
-        batch_size=2000,
-    )
-    create_tasks(
-        made,
-        project=project,
-        candidate_counts={sample.pk: 4 for sample in made},
-        dimensions={sample.pk: project.dimensions for sample in made},
-    )
-    # Nine tenths are done: what is finished must not slow down what is left.
-    done = Slot.objects.filter(project=project).order_by("position")[: samples * 4 * 9 // 10]
-    last = list(done.values_list("position", flat=True))[-1]
-    Slot.objects.filter(project=project, position__lte=last).update(state=Slot.State.DONE)
-    person = Person.objects.create(username=name)
-    annotator = annotator_for(person)
-    claims, records = [], []
-    for _ in range(min(_ROUNDS, samples * 4 // 10)):
-        start = time.perf_counter()
-        claim = claim_next(project, person)
-        claims.append(time.perf_counter() - start)
-        if claim is None:
-            break
-        start = time.perf_counter()
-        record_annotation(
-            NewAnnotation(
-                task=claim.task,
-                annotator=annotator,
-                approach="manual",
-                answer=frozenset("A"),
-                idempotency_key=uuid.uuid4().hex,
-                lease_token=claim.lease_token,
+
+@contextmanager
+def _postgresql() -> Iterator[str]:
+    """The URL of a throw-away server, durable as in use; empty where no PostgreSQL is installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[4]))
+    if not found:
+        yield ""
+        return
+    # PostgreSQL refuses to run as root; its package made a user for it.
+    owner = pwd.getpwnam("postgres") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
+    with tempfile.TemporaryDirectory(prefix="winnow-pg-") as place:
+        os.chown(place, owner.pw_uid, owner.pw_gid)
+
+        def run(program: str, *arguments: str) -> None:
+            subprocess.run(
+                [found[-1].with_name(program), *arguments],
+                cwd=place,
+                user=owner.pw_uid,
+                group=owner.pw_gid,
+                extra_groups=[],
+                check=True,
+                stdout=subprocess.DEVNULL,
             )
-        )
-        records.append(time.perf_counter() - start)
-    return claims, records
+
+        run("initdb", "--pgdata=data", "--username=postgres", "--auth=trust", "--encoding=UTF8")
+        options = f"-c listen_addresses='' -c unix_socket_directories={place}"
+        run("pg_ctl", "--pgdata=data", "--log=server.log", f"--options={options}", "--wait", "start")
+        try:
+            yield f"postgresql://postgres@{quote(place, safe='')}/postgres"
+        finally:
+            run("pg_ctl", "--pgdata=data", "--mode=fast", "stop")

@@ -1,4 +1,4 @@
-"""Signing in and out, and a person's own API tokens.
+"""Signing in and out, a person's own preferences and API tokens.
 
 Not here: managing people (Django's admin), members of a project (projects/views.py).
 """
@@ -8,14 +8,17 @@ from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import LoginView
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
+from django.utils import translation
+from django.utils.translation import get_language_from_request
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
-from annotation_server.accounts.forms import TokenForm
+from annotation_server.accounts.forms import PreferencesForm, TokenForm
 from annotation_server.accounts.http import AuthenticatedRequest
+from annotation_server.accounts.preferences import preferences_of, set_preferences
 from annotation_server.accounts.services import TokenNameTaken, create_token, revoke_token
 
 
@@ -30,6 +33,25 @@ class SignIn(LoginView):
         if htmx:
             return HttpResponseClientRedirect(f"{request.path}?next={htmx.current_url_abs_path or '/'}")
         return super().dispatch(request, *args, **kwargs)
+
+
+@login_required
+@require_http_methods(["GET", "POST"])
+def you(request: AuthenticatedRequest) -> HttpResponse:
+    """The person's own page. With `reset` in what is sent the keys go back to the defaults."""
+    stands = preferences_of(request.user)
+    if request.method == "POST" and "reset" in request.POST:
+        set_preferences(request.user, theme=stands.theme, language=stands.language, keys={})
+        messages.success(request, _("The keys are as they were made."))
+        return redirect("accounts:you")
+    form = PreferencesForm(request.POST or None, stands=stands)
+    if request.method == "POST" and form.is_valid():
+        chosen = form.cleaned_data
+        set_preferences(request.user, theme=chosen["theme"], language=chosen["language"], keys=form.keys())
+        with translation.override(chosen["language"] or get_language_from_request(request)):
+            messages.success(request, _("Saved."))
+        return redirect("accounts:you")
+    return render(request, "accounts/you.html", {"form": form}, status=422 if form.errors else 200)
 
 
 @login_required

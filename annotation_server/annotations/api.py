@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ from ninja.responses import Status
 from annotation_server.accounts.http import AuthenticatedRequest
 from annotation_server.annotations.decisions import adjudicate, review
 from annotation_server.annotations.drafts import DraftConflict, DraftRefused, drafts_of, save_draft
+from annotation_server.annotations.examples import examples_shown
 from annotation_server.annotations.forms import MAX_RATIONALE
 from annotation_server.annotations.models import Annotation, Approach, Draft, Resolution, Review
 from annotation_server.annotations.queue import next_claims, paused
@@ -26,6 +28,7 @@ from annotation_server.annotations.selectors import (
     PAGE_ROWS,
     DimensionProgress,
     Picture,
+    TaskFilter,
     TaskRow,
     annotations_shown,
     answers_of,
@@ -34,6 +37,7 @@ from annotation_server.annotations.selectors import (
     pictures_shown_to,
     pre_annotations,
     progress,
+    queue_left,
     shows_answers,
     task_in,
     task_rows,
@@ -48,6 +52,8 @@ from annotation_server.annotations.services import (
 )
 from annotation_server.errors import ApiError, invalid
 from annotation_server.projects.access import Access, Capability, access_to
+from annotation_server.projects.guidelines import guidelines_of, own_guidelines, phrases_of
+from annotation_server.samples.renditions import has_preview
 from annotation_server.tasks.models import Flag, Task
 from annotation_server.tasks.services import (
     MAX_HELD,
@@ -72,6 +78,8 @@ class ImageOut(Schema):
     sha256: str
     width: int
     height: int
+    preview: bool
+    """Whether there is a smaller one to show first."""
 
 
 class AnnotationOut(Schema):
@@ -160,11 +168,19 @@ class ClaimsIn(Schema):
     """How many tasks you want to hold, those you hold already included."""
 
 
+class QueueLeftOut(Schema):
+    tasks: int
+    held_by_others: int
+    answered_by_me: int
+
+
 class ClaimsOut(Schema):
     claims: list[ClaimOut]
     """In the order in which to do them; those you held already first, their leases renewed."""
     paused: str
     """Why you get no tasks, if you are paused."""
+    left: QueueLeftOut | None
+    """Why there is nothing for you; null when there is."""
 
 
 class ReleaseIn(Schema):
@@ -248,15 +264,53 @@ class ProgressOut(Schema):
     annotations: dict[str, int]
 
 
-class TaskFilter(Schema):
+class ExampleOut(Schema):
+    left: str
+    """Address of the picture it is held against."""
+    left_is_original: bool
+    right: str
+    caption: str
+    flawed: bool
+
+
+class GuidelinesOut(Schema):
+    dimension: str
+    text: str
+    """Markdown; the project's own, or ours in your language."""
+    own: bool
+    """Whether the text is the project's."""
+    phrases: list[str]
+    examples: list[ExampleOut]
+    """Those that you may see: none of a task that you may still vote on."""
+
+
+class TaskQuery(Schema):
     state: Task.State | None = None
     dimension: Dimension | None = None
+    sample: str = Field("", max_length=200)
+    """How the sample's id begins."""
     after: int = Field(0, ge=0)
 
 
 @router.get("/projects/{slug}/progress", response=list[ProgressOut])
 def get_progress(request: AuthenticatedRequest, slug: str) -> list[DimensionProgress]:
     return progress(access_to(request.user, slug).project)
+
+
+@router.get("/projects/{slug}/guidelines", response=list[GuidelinesOut])
+def get_guidelines(request: AuthenticatedRequest, slug: str) -> list[GuidelinesOut]:
+    """What to look at and what counts, per dimension of the project."""
+    access = access_to(request.user, slug)
+    return [
+        GuidelinesOut(
+            dimension=dimension,
+            text=guidelines_of(access.project, dimension),
+            own=bool(own_guidelines(access.project, dimension)),
+            phrases=phrases_of(access.project, dimension),
+            examples=[ExampleOut(**asdict(example)) for example in examples],
+        )
+        for dimension, examples in examples_shown(access).items()
+    ]
 
 
 @router.post("/projects/{slug}/claims", response=ClaimsOut)
@@ -270,6 +324,7 @@ def claim(request: AuthenticatedRequest, slug: str, payload: ClaimsIn) -> Claims
     return ClaimsOut(
         claims=[_claim(claim, access, shown[claim.task.pk], drafts.get(claim.task.pk)) for claim in claims],
         paused=(membership.paused_why or "paused") if membership else "",
+        left=None if claims else QueueLeftOut(**asdict(queue_left(access.project, request.user))),
     )
 
 
@@ -414,10 +469,11 @@ def say_review(request: AuthenticatedRequest, slug: str, task_id: int, payload: 
 
 
 @router.get("/projects/{slug}/tasks", response=TaskPageOut)
-def list_tasks(request: AuthenticatedRequest, slug: str, filters: Query[TaskFilter]) -> TaskPageOut:
+def list_tasks(request: AuthenticatedRequest, slug: str, filters: Query[TaskQuery]) -> TaskPageOut:
     """Tasks in order of id; who may not see others' answers lists the tasks they have answered."""
     access = access_to(request.user, slug)
-    rows = task_rows(access, state=filters.state or "", dimension=filters.dimension or "", after=filters.after)
+    wanted = TaskFilter(state=filters.state or "", dimension=filters.dimension or "", sample=filters.sample)
+    rows = task_rows(access, wanted, after=filters.after)
     more = len(rows) > PAGE_ROWS
     page = rows[:PAGE_ROWS]
     return TaskPageOut(tasks=[_task(row) for row in page], next_after=page[-1].task.pk if more else None)
@@ -515,7 +571,9 @@ def _images(task: Task) -> list[ImageOut]:
 
 def _image(picture: Picture) -> ImageOut:
     image = picture.image
-    return ImageOut(letter=picture.letter, sha256=image.sha256, width=image.width, height=image.height)
+    return ImageOut(
+        letter=picture.letter, sha256=image.sha256, width=image.width, height=image.height, preview=has_preview(image)
+    )
 
 
 def _annotation(annotation: Annotation) -> AnnotationOut:

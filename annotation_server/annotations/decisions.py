@@ -13,7 +13,7 @@ from django.db import transaction
 
 from annotation_server.accounts.models import Person
 from annotation_server.annotations.models import Annotation, Approach, Resolution, Review
-from annotation_server.annotations.resolution import settle
+from annotation_server.annotations.resolution import settle, trusted_annotation
 from annotation_server.annotations.services import (
     AnnotationRefused,
     NewAnnotation,
@@ -80,16 +80,15 @@ def review(
         standing = Resolution.objects.select_related("rationale_from").filter(task=task).first()
         if standing is None and annotation is None:
             raise AnnotationRefused("nothing stands for this task yet: there is nothing to review")
+        looked_at = annotation or (standing.rationale_from if standing else None)
         if verdict == Review.Verdict.REJECTED and annotation is None and standing is not None:
-            if standing.source == Resolution.Source.GOLD:
-                raise AnnotationRefused("gold cannot be rejected: correct it, or import other gold")
-            annotation = standing.rationale_from if standing.source == Resolution.Source.MODEL else None
+            looked_at = _behind(standing, tasks[task.pk])
         decision = None
         if verdict == Review.Verdict.CORRECTED and answer is not None:
             decision = _correct(task, annotation, standing, answer, rationale, person, idempotency_key)
         said = Review.objects.create(
             task=task,
-            annotation=annotation or (standing.rationale_from if standing else None),
+            annotation=looked_at,
             person=person,
             verdict=verdict,
             reason=reason.strip()[:500],
@@ -97,12 +96,27 @@ def review(
             idempotency_key=idempotency_key,
         )
         if verdict == Review.Verdict.REJECTED:
-            Resolution.objects.filter(task=task, source__in=_DECIDED).delete()
+            if annotation is None:
+                Resolution.objects.filter(task=task, source__in=_DECIDED).delete()
             settle(list(tasks.values()))
     return said
 
 
 _DECIDED = (Resolution.Source.ADJUDICATION, Resolution.Source.REVIEW)
+
+
+def _behind(standing: Resolution, task: Task) -> Annotation | None:
+    """What is turned down where a whole resolution is: the model annotation that made it, else its votes or decision.
+
+    A model's reasoning for an answer that people agreed on is not what made it stand: the review names none then.
+    """
+    if standing.source == Resolution.Source.GOLD:
+        raise AnnotationRefused("gold cannot be rejected: correct it, or import other gold")
+    if standing.source == Resolution.Source.MODEL:
+        said = task.annotations.filter(answer=standing.answer, standing=Annotation.Standing.ADVICE).order_by("pk")
+        return trusted_annotation(task.project, list(said))
+    rationale = standing.rationale_from
+    return None if rationale is None or rationale.standing == Annotation.Standing.ADVICE else rationale
 
 
 def _correct(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
+from django.utils.translation import gettext_lazy as _
 
 from annotation_server.annotations.fields import AnswerField
 from annotation_server.tasks.models import Slot, Task
@@ -18,9 +19,9 @@ from trainer.contract.dimensions import Approach as ContractApproach
 class Approach(models.TextChoices):
     """Where a rationale comes from: the words of the contract, as choices."""
 
-    MANUAL = ContractApproach.MANUAL.value, "Manual"
-    AUTOMATED = ContractApproach.AUTOMATED.value, "Automated"
-    ANSWER_DRIVEN = ContractApproach.ANSWER_DRIVEN.value, "Answer-driven"
+    MANUAL = ContractApproach.MANUAL.value, _("Manual")
+    AUTOMATED = ContractApproach.AUTOMATED.value, _("Automated")
+    ANSWER_DRIVEN = ContractApproach.ANSWER_DRIVEN.value, _("Answer-driven")
 
 
 class Annotator(models.Model):

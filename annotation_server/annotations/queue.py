@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from datetime import timedelta
 
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, Max, Min, OuterRef
 
 from annotation_server.accounts.models import Person
 from annotation_server.annotations.models import Annotation, GoldAnswer
@@ -58,8 +58,9 @@ def _gold_before(claim: Claim, project: Project, person: Person, last_sample: in
     if lot.random() >= project.gold_rate / (1 - project.gold_rate):
         return []
     found = _some_gold(project, person, by_sample, lot)
-    # Held tasks come in the order in which they were claimed: gold that was claimed just before this one is before it.
-    ahead = timedelta(milliseconds=1)
+    # Held tasks come in the order in which they were claimed: gold that was claimed just before this one is before it,
+    # and after whatever was claimed in an earlier statement.
+    ahead = timedelta(microseconds=1)
     claims = [
         claim_extra(task, person, before=claim.slot_id, earlier=ahead * (len(found) - place))
         for place, task in enumerate(found)
@@ -75,11 +76,11 @@ def _some_gold(project: Project, person: Person, by_sample: bool, lot: random.Ra
         Exists(Flag.objects.filter(task=OuterRef("task"), person=person, skipped=True)),
     )
     gold = GoldAnswer.objects.filter(*(~each for each in met), task__project=project).order_by("pk")
-    ids = gold.values_list("pk", flat=True)
-    last = ids.last()
-    if last is None:
+    ends = gold.aggregate(first=Min("pk"), last=Max("pk"))
+    if ends["first"] is None:
         return []
-    first = gold.filter(pk__gte=lot.randint(1, last)).select_related("task__project", "task__sample__original").first()
+    place = lot.randint(ends["first"], ends["last"])
+    first = gold.filter(pk__gte=place).select_related("task__project", "task__sample__original").first()
     if first is None:
         return []
     if not by_sample:

@@ -7,7 +7,7 @@ state. Not here: recording (services.py), measuring agreement (its own issue).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
@@ -54,9 +54,12 @@ def settle(tasks: Sequence[Task]) -> None:
 def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None:
     annotations: dict[int, list[Annotation]] = defaultdict(list)
     counted = Annotation.objects.exclude(standing__in=(Annotation.Standing.SURPLUS, Annotation.Standing.WITHDRAWN))
-    counted = counted.exclude(_REJECTED_ADVICE)
-    for annotation in counted.filter(task__in=tasks).order_by("pk"):
-        annotations[annotation.task_id].append(annotation)
+    turned_down: dict[int, set[Answer]] = defaultdict(set)
+    for annotation in counted.filter(task__in=tasks).annotate(turned_down=_REJECTED_ADVICE).order_by("pk"):
+        if annotation.turned_down:
+            turned_down[annotation.task_id].add(annotation.answer)
+        else:
+            annotations[annotation.task_id].append(annotation)
     wanted: Counter[int] = Counter(Slot.objects.filter(task__in=tasks).values_list("task_id", flat=True))
     gold = dict(GoldAnswer.objects.filter(task__in=tasks).values_list("task_id", "answer"))
     rejected = _rejected(tasks)
@@ -73,6 +76,7 @@ def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None
             gold.get(task.pk),
             before,
             rejected=task.pk in rejected,
+            turned_down=turned_down[task.pk],
         )
         if after is None:
             if before is not None:
@@ -94,7 +98,8 @@ def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None
 _REJECTED_ADVICE = Q(standing=Annotation.Standing.ADVICE) & Exists(
     Review.objects.filter(annotation=OuterRef("pk"), verdict=Review.Verdict.REJECTED)
 )
-"""What a model said and a reviewer turned down counts for nothing; votes that were turned down still are votes."""
+"""What a model said and a reviewer turned down counts for nothing, nor does another model saying the same resolve the
+task; votes that were turned down still are votes."""
 
 
 def _rejected(tasks: Sequence[Task]) -> set[int]:
@@ -116,6 +121,7 @@ def _resolve(
     before: Resolution | None,
     *,
     rejected: bool,
+    turned_down: Collection[Answer],
 ) -> tuple[Resolution | None, str]:
     """The resolution that should stand for a task (unsaved), and the task's state.
 
@@ -134,8 +140,8 @@ def _resolve(
         if agreed is None or rejected:
             return None, Task.State.DISPUTED
         answer, source = agreed, Resolution.Source.AGREEMENT.value
-    elif (trusted := _trusted_model_answer(project, annotations)) is not None:
-        answer, source = trusted, Resolution.Source.MODEL.value
+    elif (trusted := trusted_annotation(project, annotations)) is not None and trusted.answer not in turned_down:
+        answer, source = trusted.answer, Resolution.Source.MODEL.value
     else:
         return None, Task.State.OPEN
     rationale = _standing_rationale(annotations, answer)
@@ -153,14 +159,14 @@ def _resolve(
     )
 
 
-def _trusted_model_answer(project: Project, annotations: Sequence[Annotation]) -> Answer | None:
-    """The latest automated answer at the project's confidence; unknown confidence passes only a floor of 0."""
+def trusted_annotation(project: Project, annotations: Sequence[Annotation]) -> Annotation | None:
+    """The latest automated one at the project's confidence; unknown confidence passes only a floor of 0."""
     if project.model_confidence is None:
         return None
     for annotation in reversed(annotations):
         confident = (annotation.confidence or 0.0) >= project.model_confidence
         if annotation.approach == Approach.AUTOMATED and confident:
-            return annotation.answer
+            return annotation
     return None
 
 

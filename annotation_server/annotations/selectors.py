@@ -1,7 +1,7 @@
 """Reading the ledger for pages and API: what a judge sees, who may see others' answers, progress, disputes.
 
 Blindness lives here: `tasks_open_to` says on which tasks a person's own vote could still be swayed, and nothing that
-others said about those leaves this module. Not here: roles (projects/access.py), agreement figures (their own issue).
+others said about those leaves this module. Not here: roles (projects/access.py), figures about people (quality.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from annotation_server.annotations.models import Annotation, Annotator, Approach
 from annotation_server.projects.access import Access, Capability
 from annotation_server.projects.models import Project
 from annotation_server.samples.models import Candidate, Image, Sample
-from annotation_server.tasks.models import Slot, Task
+from annotation_server.tasks.models import Flag, Slot, Task
 
 PAGE_ROWS = 50
 
@@ -64,6 +64,11 @@ class DimensionProgress:
     def open(self) -> int:
         return self.tasks - self.resolved - self.disputed
 
+    @property
+    def most(self) -> int:
+        """What a plot of the annotations takes for its whole."""
+        return max(self.tasks, sum(self.annotations.values()))
+
 
 def pictures_of(sample: Sample) -> list[Picture]:
     """The original, then the candidates in letter order."""
@@ -101,6 +106,16 @@ def tasks_open_to(person: Person, task_ids: Iterable[int]) -> set[int]:
     asked = set(Slot.objects.filter(task__in=ids).exclude(state=Slot.State.DONE).values_list("task", flat=True))
     asked |= set(GoldAnswer.objects.filter(task__in=ids).values_list("task", flat=True))
     return asked - set(answers_of(person).filter(task__in=asked).values_list("task", flat=True))
+
+
+def blind_to(access: Access, task: str = "pk") -> Q:
+    """As a condition, the tasks that `tasks_open_to` would name; `task` is the path to them."""
+    if not access.allows(Capability.ANNOTATE):
+        return Q(pk__in=[])
+    unfilled = Slot.objects.filter(task=OuterRef(task)).exclude(state=Slot.State.DONE)
+    gold = GoldAnswer.objects.filter(task=OuterRef(task))
+    mine = answers_of(access.person).filter(task=OuterRef(task))
+    return (Q(Exists(unfilled)) | Q(Exists(gold))) & ~Q(Exists(mine))
 
 
 def answers_of(person: Person) -> QuerySet[Annotation]:
@@ -151,26 +166,68 @@ class TaskRow:
     state: str
 
 
-def task_rows(access: Access, *, state: str = "", dimension: str = "", after: int = 0) -> list[TaskRow]:
-    """A page of the task browser by keyset: tasks after an id, and one more than a page to tell whether it goes on.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFilter:
+    """What the task browser may be filtered by; empty fields filter nothing.
+
+    Those after `sample` are about what others said: they match no task that the person may still vote on, and nothing
+    at all for who sees nobody's answers. Flags are no answers, and for those who deal with them.
+    """
+
+    state: str = ""
+    dimension: str = ""
+    sample: str = ""
+    """How the sample's external id begins."""
+    approach: str = ""
+    source: str = ""
+    annotator: int | None = None
+    flagged: bool = False
+    skipped: bool = False
+
+
+def task_rows(
+    access: Access, wanted: TaskFilter, *, after: int = 0, before: int = 0, rows: int | None = None
+) -> list[TaskRow]:
+    """A page of the task browser by keyset: tasks after an id or, in the same order, those before one; and one more
+    than a page, at the far end, to tell whether it goes on.
 
     Who sees nobody's answers browses what they have answered. To who may still vote on a task it is open, whatever
     else it is: "resolved" would give away that its answer is known (gold). The filter agrees with what is shown.
     """
-    unfilled = Slot.objects.filter(task=OuterRef("pk")).exclude(state=Slot.State.DONE)
-    gold = GoldAnswer.objects.filter(task=OuterRef("pk"))
-    mine = answers_of(access.person).filter(task=OuterRef("pk"))
-    blind = (Exists(unfilled) | Exists(gold)) & ~Exists(mine) if access.allows(Capability.ANNOTATE) else Q(pk__in=[])
-    tasks = access.project.tasks.select_related("sample").filter(pk__gt=after).order_by("pk")
+    tasks = _wanted_tasks(access, wanted).select_related("sample")
+    tasks = tasks.filter(pk__lt=before).order_by("-pk") if before else tasks.filter(pk__gt=after).order_by("pk")
+    found = list(tasks[: (rows or PAGE_ROWS) + 1])
+    return task_rows_shown(access, found[::-1] if before else found)
+
+
+def _wanted_tasks(access: Access, wanted: TaskFilter) -> QuerySet[Task]:
+    blind = blind_to(access)
+    tasks = access.project.tasks.all()
     if not access.allows(Capability.SEE_ANSWERS):
-        tasks = tasks.filter(Exists(mine))
-    if dimension:
-        tasks = tasks.filter(dimension=dimension)
-    if state == Task.State.OPEN:
-        tasks = tasks.filter(Q(state=state) | blind)
-    elif state:
-        tasks = tasks.filter(~blind, state=state)
-    return task_rows_shown(access, list(tasks[: PAGE_ROWS + 1]))
+        tasks = tasks.filter(Exists(answers_of(access.person).filter(task=OuterRef("pk"))))
+    if wanted.dimension:
+        tasks = tasks.filter(dimension=wanted.dimension)
+    if wanted.sample:
+        tasks = tasks.filter(sample__in=access.project.samples.filter(external_id__startswith=wanted.sample))
+    if wanted.state == Task.State.OPEN:
+        tasks = tasks.filter(Q(state=wanted.state) | blind)
+    elif wanted.state:
+        tasks = tasks.filter(~blind, state=wanted.state)
+    if access.allows(Capability.SEE_ANSWERS):
+        said = Annotation.objects.filter(task=OuterRef("pk")).exclude(standing=Annotation.Standing.WITHDRAWN)
+        if wanted.approach:
+            tasks = tasks.filter(~blind, Exists(said.filter(approach=wanted.approach)))
+        if wanted.annotator:
+            tasks = tasks.filter(~blind, Exists(said.filter(annotator=wanted.annotator)))
+        if wanted.source:
+            tasks = tasks.filter(~blind, resolution__source=wanted.source)
+    if access.allows(Capability.REVIEW):
+        flags = Flag.objects.filter(closed_at=None)
+        if wanted.flagged:
+            tasks = tasks.filter(pk__in=flags.filter(task__project=access.project).values("task"))
+        if wanted.skipped:
+            tasks = tasks.filter(pk__in=flags.filter(task__project=access.project, skipped=True).values("task"))
+    return tasks
 
 
 def task_rows_shown(access: Access, tasks: Sequence[Task]) -> list[TaskRow]:
@@ -193,6 +250,12 @@ def disputed_tasks(project: Project, after: int = 0) -> QuerySet[Task]:
     """Disputed tasks, the oldest first."""
     disputed = project.tasks.filter(state=Task.State.DISPUTED, pk__gt=after)
     return disputed.select_related("sample").order_by("pk")
+
+
+def next_disputed(access: Access, after: int) -> Task | None:
+    """The next disputed task that this person may decide: after a task, else from the beginning; None when none is."""
+    mine = disputed_tasks(access.project).filter(~blind_to(access)).exclude(pk=after)
+    return mine.filter(pk__gt=after).first() or mine.first()
 
 
 @dataclass(frozen=True, slots=True)

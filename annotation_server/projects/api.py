@@ -35,6 +35,12 @@ class ProjectOut(Schema):
     overlap: int
     resolution_rule: str
     rationale_required: bool
+    queue_order: str
+    shuffle_candidates: bool
+    gold_rate: float
+    gold_floor: float | None
+    """Null: nobody is paused."""
+    gold_window: int
     lease_seconds: int
 
 
@@ -49,6 +55,11 @@ class ProjectIn(Schema):
     overlap: int = Field(1, ge=1, le=25)
     resolution_rule: Project.ResolutionRule = Project.ResolutionRule.UNANIMITY
     rationale_required: bool = False
+    queue_order: Project.QueueOrder = Project.QueueOrder.SAMPLE
+    shuffle_candidates: bool = False
+    gold_rate: float = Field(0.05, ge=0, le=0.5)
+    gold_floor: float | None = Field(None, ge=0, le=1)
+    gold_window: int = Field(20, ge=5, le=1000)
     lease_seconds: int = Field(300, ge=10)
     model_confidence: float | None = Field(None, ge=0, le=1)
     validation_share: float = Field(0.05, ge=0, le=1)

@@ -33,7 +33,12 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
             "polarity",
             "overlap",
             "resolution_rule",
+            "queue_order",
             "rationale_required",
+            "shuffle_candidates",
+            "gold_rate",
+            "gold_floor",
+            "gold_window",
             "guidelines",
             "lease_seconds",
             "show_pre_annotations",
@@ -43,11 +48,18 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
         )
         widgets = {"polarity": forms.RadioSelect, "guidelines": forms.Textarea(attrs={"rows": 8})}  # noqa: RUF012
         labels = {  # noqa: RUF012
+            "name": _("Name"),
             "slug": _("Short name"),
             "polarity": _("Letters of an answer list candidates that are"),
             "overlap": _("Votes per task"),
             "resolution_rule": _("A task is resolved when"),
+            "guidelines": _("Guidelines"),
             "rationale_required": _("A rationale is required"),
+            "queue_order": _("Tasks come as"),
+            "shuffle_candidates": _("Shuffle candidates for each person"),
+            "gold_rate": _("Share of tasks that are gold"),
+            "gold_floor": _("Pause below this share of exact gold answers"),
+            "gold_window": _("Gold answers that count for the pause"),
             "lease_seconds": _("Lease in seconds"),
             "show_pre_annotations": _("Show model annotations to annotators"),
             "model_confidence": _("Confidence at which a model resolves a task"),
@@ -56,6 +68,10 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
         }
         help_texts = {  # noqa: RUF012
             "slug": _("In addresses and on the command line; cannot change."),
+            "shuffle_candidates": _("Against order bias. Letters stay with their images."),
+            "gold_rate": _("Mixed in so that nobody notices, from 0 (none) to 0.5."),
+            "gold_floor": _("From 0 to 1; empty: nobody is paused. A manager or reviewer lets people go on."),
+            "gold_window": _("So many of a person’s last gold answers, at least 5."),
             "lease_seconds": _("How long a claimed task is kept for a page that shows no sign of life."),
         }
 
@@ -77,6 +93,31 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
 
     def _post_clean(self) -> None:
         """Nothing: the model's own checks run in the service, so that the API and commands meet them too."""
+
+
+class GuidelinesForm(forms.Form):
+    """A project's own text and phrases for one dimension."""
+
+    text = forms.CharField(
+        label=_("Text"),
+        required=False,
+        max_length=20_000,
+        widget=forms.Textarea(attrs={"rows": 22}),
+        help_text=_("Markdown; HTML is shown as it is written. Empty: our text stands."),
+    )
+    phrases = forms.CharField(
+        label=_("Phrases for rationales"),
+        required=False,
+        max_length=10_000,
+        widget=forms.Textarea(attrs={"rows": 9}),
+        help_text=_("One per line, up to 30. Empty: our phrases stand."),
+    )
+
+    def clean_phrases(self) -> list[str]:
+        lines = [line.strip() for line in self.cleaned_data["phrases"].splitlines() if line.strip()]
+        if len(lines) > 30 or any(len(line) > 200 for line in lines):
+            raise forms.ValidationError(_("At most 30 phrases of at most 200 characters each."))
+        return lines
 
 
 class MemberForm(forms.Form):

@@ -6,6 +6,7 @@ from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
+from django.utils.translation import gettext_lazy as _
 
 from trainer.contract.dimensions import DIMENSIONS, Dimension
 from trainer.contract.dimensions import Polarity as ContractPolarity
@@ -22,21 +23,21 @@ class Project(models.Model):
     class Polarity(models.TextChoices):
         """What the letters of every answer of the project list."""
 
-        ACCEPTABLE = ContractPolarity.ACCEPTABLE.value
-        FLAWED = ContractPolarity.FLAWED.value
+        ACCEPTABLE = ContractPolarity.ACCEPTABLE.value, _("Acceptable")
+        FLAWED = ContractPolarity.FLAWED.value, _("Flawed")
 
     class ResolutionRule(models.TextChoices):
         """When the votes on a task are its answer. What does not resolve is disputed and goes to adjudication."""
 
-        UNANIMITY = "unanimity", "All votes are the same answer"
-        MAJORITY = "majority", "A majority of votes per candidate"
-        ADJUDICATION = "adjudication", "Always by an adjudicator, who sees all votes"
+        UNANIMITY = "unanimity", _("All votes are the same answer")
+        MAJORITY = "majority", _("A majority of votes per candidate")
+        ADJUDICATION = "adjudication", _("Always by an adjudicator, who sees all votes")
 
     class QueueOrder(models.TextChoices):
         """What comes next to an annotator."""
 
-        SAMPLE = "sample", "All dimensions of a sample in a row"
-        DIMENSION = "dimension", "One dimension of all samples, then the next"
+        SAMPLE = "sample", _("All dimensions of a sample in a row")
+        DIMENSION = "dimension", _("One dimension of all samples, then the next")
 
     slug = models.SlugField(max_length=60, unique=True)
     name = models.CharField(max_length=120)
@@ -44,7 +45,7 @@ class Project(models.Model):
         default=all_dimensions, help_text="Dimensions judged here, in the order of the contract."
     )
     polarity = models.CharField(max_length=12, choices=Polarity, default=Polarity.ACCEPTABLE)
-    guidelines = models.TextField(blank=True, help_text="What annotators should know; shown one key away.")
+    guidelines = models.TextField(blank=True, help_text=_("What annotators should know; shown one key away."))
     dimension_guidelines = models.JSONField(
         default=dict, blank=True, help_text="Text per dimension; a dimension without one has ours (guidelines.py)."
     )
@@ -54,39 +55,43 @@ class Project(models.Model):
     overlap = models.PositiveSmallIntegerField(
         default=1,
         validators=[MinValueValidator(1), MaxValueValidator(25)],
-        help_text="How many votes a task gets. Applies to samples imported afterwards.",
+        help_text=_("How many votes a task gets. Applies to samples imported afterwards."),
     )
     resolution_rule = models.CharField(max_length=12, choices=ResolutionRule, default=ResolutionRule.UNANIMITY)
     rationale_required = models.BooleanField(default=False)
     queue_order = models.CharField(max_length=9, choices=QueueOrder, default=QueueOrder.SAMPLE)
     shuffle_candidates = models.BooleanField(
         default=False,
-        help_text="Show candidates in another order to each person, against order bias. Letters stay with their image.",
+        help_text=_(
+            "Show candidates in another order to each person, against order bias. Letters stay with their image."
+        ),
     )
     gold_rate = models.FloatField(
         default=0.05,
         validators=[MinValueValidator(0), MaxValueValidator(0.5)],
-        help_text="Share of an annotator's tasks that are gold, mixed in invisibly. 0: none.",
+        help_text=_("Share of an annotator's tasks that are gold, mixed in invisibly. 0: none."),
     )
     gold_floor = models.FloatField(
         null=True,
         blank=True,
         validators=[MinValueValidator(0), MaxValueValidator(1)],
-        help_text="Who answers less than this share of gold exactly is paused. Empty: nobody is.",
+        help_text=_("Who answers less than this share of gold exactly is paused. Empty: nobody is."),
     )
     gold_window = models.PositiveSmallIntegerField(
-        default=20, validators=[MinValueValidator(5)], help_text="Over how many of their last gold answers."
+        default=20, validators=[MinValueValidator(5)], help_text=_("Over how many of their last gold answers.")
     )
     lease_seconds = models.PositiveIntegerField(default=300, validators=[MinValueValidator(10)])
     show_pre_annotations = models.BooleanField(
-        default=False, help_text="Show model annotations before a person submits. Off: annotators are blind."
+        default=False, help_text=_("Show model annotations before a person submits. Off: annotators are blind.")
     )
     model_confidence = models.FloatField(
         null=True,
         blank=True,
         validators=[MinValueValidator(0), MaxValueValidator(1)],
-        help_text="An automated annotation of at least this confidence resolves a task. Empty: never. "
-        "0 accepts answers of unknown confidence too.",
+        help_text=_(
+            "An automated annotation of at least this confidence resolves a task. Empty: never. "
+            "0 accepts answers of unknown confidence too."
+        ),
     )
     validation_share = models.FloatField(default=0.05, validators=[MinValueValidator(0), MaxValueValidator(1)])
     test_share = models.FloatField(default=0.05, validators=[MinValueValidator(0), MaxValueValidator(1)])
@@ -120,10 +125,10 @@ class Membership(models.Model):
     class Role(models.TextChoices):
         """What each may do stands in projects/access.py, in one table."""
 
-        MANAGER = "manager"
-        REVIEWER = "reviewer"
-        ANNOTATOR = "annotator"
-        ML_ENGINEER = "ml_engineer", "ML engineer"
+        MANAGER = "manager", _("Manager")
+        REVIEWER = "reviewer", _("Reviewer")
+        ANNOTATOR = "annotator", _("Annotator")
+        ML_ENGINEER = "ml_engineer", _("ML engineer")
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="memberships")
     person = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="memberships")

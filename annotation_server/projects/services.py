@@ -5,7 +5,7 @@ Not here: samples and tasks (samples/services.py, tasks/services.py); who may ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -14,6 +14,7 @@ from django.db import transaction
 from annotation_server.accounts.models import Person
 from annotation_server.accounts.services import audit
 from annotation_server.projects.models import Membership, Project
+from trainer.contract.dimensions import Dimension
 
 EDITABLE = (
     "name",
@@ -23,12 +24,28 @@ EDITABLE = (
     "overlap",
     "resolution_rule",
     "rationale_required",
+    "queue_order",
+    "shuffle_candidates",
+    "gold_rate",
+    "gold_floor",
+    "gold_window",
     "lease_seconds",
     "show_pre_annotations",
     "model_confidence",
     "validation_share",
     "test_share",
 )
+
+
+_queue_order_changed: list[Callable[[Project], None]] = []
+
+
+def on_queue_order(act: Callable[[Project], None]) -> None:
+    """What is to happen in the transaction that changes a project's queue order.
+
+    The queue stands above this app, which therefore cannot call it: it registers itself (tasks/apps.py).
+    """
+    _queue_order_changed.append(act)
 
 
 def create_project(*, person: Person, slug: str, fields: Mapping[str, Any]) -> Project:
@@ -53,7 +70,22 @@ def edit_project(*, person: Person, project: Project, fields: Mapping[str, Any])
     project.full_clean()
     with transaction.atomic():
         project.save(update_fields=list(changes))
+        if "queue_order" in changes:
+            for act in _queue_order_changed:
+                act(project)
         audit(person=person, verb="project.edit", subject=project, changed=sorted(changes))
+
+
+def edit_guidelines(*, person: Person, project: Project, dimension: Dimension, text: str, phrases: list[str]) -> None:
+    """Set a dimension's own text and phrases; empty ones mean ours."""
+    with transaction.atomic():
+        locked = Project.objects.select_for_update().get(pk=project.pk)
+        for field, value in ((locked.dimension_guidelines, text), (locked.phrases, phrases)):
+            field.pop(dimension.value, None)
+            if value:
+                field[dimension.value] = value
+        locked.save(update_fields=["dimension_guidelines", "phrases"])
+        audit(person=person, verb="project.guidelines", subject=project, dimension=dimension.value)
 
 
 def set_member(*, person: Person, project: Project, member: Person, role: str) -> Membership:

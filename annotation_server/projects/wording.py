@@ -1,4 +1,4 @@
-"""Dimensions in words for people: labels, and the question an annotator answers. Translated; models have prompts.py."""
+"""Dimensions and stored words as people read them, translated. What models read is in trainer.contract.prompts."""
 
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
@@ -28,3 +28,48 @@ DIMENSION_HINTS: dict[Dimension, Promise] = {
         "The background that was added continues in one piece, without seams, repeats, ghosts or broken lines."
     ),
 }
+
+STORED_WORDS: dict[str, Promise] = {
+    # states
+    "open": _("open"),
+    "disputed": _("disputed"),
+    "resolved": _("resolved"),
+    "queued": _("queued"),
+    "waiting": _("waiting"),
+    "running": _("running"),
+    "paused": _("paused"),
+    "done": _("done"),
+    "failed": _("failed"),
+    "cancelled": _("cancelled"),
+    "freezing": _("freezing"),
+    "frozen": _("frozen"),
+    # where an answer comes from, and what it counts for
+    "gold": _("gold"),
+    "agreement": _("agreement"),
+    "adjudication": _("adjudication"),
+    "review": _("review"),
+    "model": _("model"),
+    "vote": _("vote"),
+    "surplus": _("surplus"),
+    "advice": _("advice"),
+    "decision": _("decision"),
+    "withdrawn": _("withdrawn"),
+    # what came of a call
+    "sent": _("sent"),
+    "unknown": _("unknown"),
+    "answered": _("answered"),
+    "accepted": _("accepted"),
+    "corrected": _("corrected"),
+    "rejected": _("rejected"),
+    "error": _("error"),
+    # approaches, splits, polarity, dimensions
+    "manual": _("manual"),
+    "automated": _("automated"),
+    "answer_driven": _("answer-driven"),
+    "train": _("train"),
+    "validation": _("validation"),
+    "test": _("test"),
+    "acceptable": _("acceptable"),
+    "flawed": _("flawed"),
+} | {dimension.value: label for dimension, label in DIMENSION_LABELS.items()}
+"""Words of the database that pages show."""

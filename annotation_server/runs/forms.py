@@ -36,6 +36,9 @@ class EndpointForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts 
             "caveat",
         )
         labels = {  # noqa: RUF012 - Django reads it, nobody writes it
+            "name": _("Name"),
+            "model": _("Model"),
+            "caveat": _("Mind"),
             "api_key_env": _("Environment variable with the key"),
             "input_price": _("Price of input"),
             "output_price": _("Price of output"),

@@ -13,6 +13,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import Q
+from django.utils.translation import gettext_lazy as _
 
 from annotation_server.annotations.fields import AnswerField
 from annotation_server.annotations.models import Annotation, Annotator, Approach
@@ -40,7 +41,7 @@ class Endpoint(models.Model):
     api_key_env = models.CharField(
         max_length=80,
         blank=True,
-        help_text="Name of the environment variable that holds the key; the key is never stored.",
+        help_text=_("Name of the environment variable that holds the key; the key is never stored."),
     )
     annotator = models.ForeignKey(Annotator, on_delete=models.PROTECT, related_name="endpoints")
     input_price = models.DecimalField(
@@ -48,19 +49,21 @@ class Endpoint(models.Model):
         decimal_places=6,
         default=0,
         validators=[MinValueValidator(0)],
-        help_text="USD per million tokens.",
+        help_text=_("USD per million tokens."),
     )
     output_price = models.DecimalField(
         max_digits=12,
         decimal_places=6,
         default=0,
         validators=[MinValueValidator(0)],
-        help_text="USD per million tokens.",
+        help_text=_("USD per million tokens."),
     )
     concurrency = models.PositiveSmallIntegerField(default=8, validators=[MinValueValidator(1)])
     timeout_seconds = models.PositiveIntegerField(default=120, validators=[MinValueValidator(1)])
-    image_side = models.PositiveIntegerField(default=1024, help_text="Images are sent at most this many pixels long.")
-    caveat = models.CharField(max_length=300, blank=True, help_text="Shown wherever its answers are.")
+    image_side = models.PositiveIntegerField(
+        default=1024, help_text=_("Images are sent at most this many pixels long.")
+    )
+    caveat = models.CharField(max_length=300, blank=True, help_text=_("Shown wherever its answers are."))
     created_at = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:

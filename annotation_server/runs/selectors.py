@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-from django.db.models import Avg, Count, Prefetch, QuerySet, Sum
+from django.db.models import Avg, Count, Max, Min, Prefetch, QuerySet, Sum
 from django.utils import timezone
 
 from annotation_server.jobs.models import Job, JobKind
@@ -76,6 +76,23 @@ def run_progress(run: Run) -> RunProgress:
         cost_usd=sums["spent"] or Decimal(0),
         tasks_per_second=settled / seconds if seconds > 0 else 0.0,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SaidInRun:
+    """Where a run's annotations are: its annotator's, from the first to the last."""
+
+    annotator: int
+    first: int
+    last: int
+
+
+def said_in_run(run: Run) -> SaidInRun | None:
+    """For reviewing them; None while there are none."""
+    found = RunTask.objects.filter(run=run).aggregate(first=Min("annotation"), last=Max("annotation"))
+    if found["first"] is None:
+        return None
+    return SaidInRun(run.endpoint.annotator_id, found["first"], found["last"])
 
 
 def refusals(run: Run) -> dict[str, int]:

@@ -24,7 +24,7 @@ from annotation_server.projects.access import Access, Capability, access_to, may
 from annotation_server.runs import services
 from annotation_server.runs.forms import EndpointForm, RunForm
 from annotation_server.runs.models import Endpoint, EndpointTest, Run
-from annotation_server.runs.selectors import estimate, refusals, refused_attempts, run_progress
+from annotation_server.runs.selectors import estimate, refusals, refused_attempts, run_progress, said_in_run
 
 ATTEMPTS_SHOWN = 50
 
@@ -106,7 +106,7 @@ def run(request: AuthenticatedRequest, slug: str, run_id: int) -> HttpResponse:
     found = _run_in(access, run_id)
     template = "runs/_progress.html" if request.htmx else "runs/run.html"  # type: ignore[attr-defined]  # its middleware's
     context = {"access": access, "run": found, "progress": run_progress(found), "refusals": refusals(found)}
-    return render(request, template, context)
+    return render(request, template, context | {"said": said_in_run(found)})
 
 
 @login_required

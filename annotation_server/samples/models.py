@@ -10,7 +10,7 @@ from django.db import models
 from django.db.models import Q
 
 from annotation_server.projects.models import Project
-from trainer.contract.dimensions import LETTERS
+from trainer.contract.dimensions import DIMENSIONS, LETTERS
 
 
 class Image(models.Model):
@@ -103,3 +103,31 @@ class Candidate(models.Model):
 
     def __str__(self) -> str:
         return f"{self.sample} {self.letter}"
+
+
+class Example(models.Model):
+    """A candidate that a project's guidelines show beside its original, for people to learn a dimension from.
+
+    Not everybody may see it at once: who may still vote on a task that shows the picture would learn its answer
+    (annotations/examples.py).
+    """
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="examples")
+    dimension = models.CharField(max_length=24)
+    original = models.ForeignKey(Image, on_delete=models.PROTECT, related_name="+")
+    image = models.ForeignKey(Image, on_delete=models.PROTECT, related_name="+")
+    caption = models.CharField(max_length=300)
+    flawed = models.BooleanField()
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(
+                name="example_once_per_project_and_dimension", fields=("project", "dimension", "image")
+            ),
+            models.CheckConstraint(
+                name="example_dimension_is_known", condition=Q(dimension__in=[d.value for d in DIMENSIONS])
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.caption

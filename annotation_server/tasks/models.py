@@ -9,6 +9,7 @@ from __future__ import annotations
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
+from django.utils.translation import gettext_lazy as _
 
 from annotation_server.projects.models import Project
 from annotation_server.samples.models import Sample
@@ -30,9 +31,9 @@ class Task(models.Model):
     class State(models.TextChoices):
         """OPEN has no answer that stands; DISPUTED has all its votes and no agreement; RESOLVED has a Resolution."""
 
-        OPEN = "open"
-        DISPUTED = "disputed"
-        RESOLVED = "resolved"
+        OPEN = "open", _("Open")
+        DISPUTED = "disputed", _("Disputed")
+        RESOLVED = "resolved", _("Resolved")
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="tasks")
     sample = models.ForeignKey(Sample, on_delete=models.CASCADE, related_name="tasks")
@@ -55,7 +56,12 @@ class Task(models.Model):
 
 
 class Slot(models.Model):
-    """One wanted vote. A claim is a lease on a slot: a token and an expiry."""
+    """One wanted vote. A claim is a lease on a slot: a token and an expiry.
+
+    Ordinals from EXTRA on are no wanted votes but checks, each for one person: given back, such a slot is gone.
+    """
+
+    EXTRA = 1000
 
     class State(models.TextChoices):
         """OPEN can be claimed; CLAIMED too once its lease has expired; DONE holds a vote."""
@@ -133,10 +139,10 @@ class Flag(models.Model):
     class Reason(models.TextChoices):
         """Ours."""
 
-        UNCLEAR = "unclear", "I cannot tell"
-        IMAGE = "image", "An image is broken or does not belong"
-        GUIDELINES = "guidelines", "The guidelines do not cover it"
-        OTHER = "other", "Something else"
+        UNCLEAR = "unclear", _("I cannot tell")
+        IMAGE = "image", _("An image is broken or does not belong")
+        GUIDELINES = "guidelines", _("The guidelines do not cover it")
+        OTHER = "other", _("Something else")
 
     task = models.ForeignKey(Task, on_delete=models.CASCADE, related_name="flags")
     person = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="flags")

@@ -158,7 +158,7 @@ def claim_extra(task: Task, person: Person, *, before: int, earlier: timedelta) 
             slot = Slot.objects.create(
                 task=task,
                 project_id=task.project_id,
-                ordinal=0 if last is None else last + 1,
+                ordinal=Slot.EXTRA if last is None else max(Slot.EXTRA, last + 1),
                 priority=after.priority,
                 position=after.position,
                 state=Slot.State.CLAIMED,
@@ -201,7 +201,7 @@ def _searches(project: Project, person: Person, now: datetime) -> Iterator[Query
     """
     cursor = QueueCursor.objects.filter(project=project, person=person).first()
     if cursor is not None:
-        expired = Slot.objects.filter(state=Slot.State.CLAIMED, lease_expires_at__lte=now)
+        expired = Slot.objects.filter(state=Slot.State.CLAIMED, lease_expires_at__lte=now, ordinal__lt=Slot.EXTRA)
         if expired.filter(project=project).exists():
             yield _first_free(expired, project, person, now)
         at_once = Slot.objects.filter(_IN_QUEUE)
@@ -216,7 +216,7 @@ def _first_free(among: QuerySet[Slot], project: Project, person: Person, now: da
     skipped = Flag.objects.filter(task=OuterRef("task"), person=person, skipped=True)
     return (
         among.select_for_update(skip_locked=True, of=("self",))
-        .filter(_free(now), ~Exists(mine), ~Exists(skipped), project=project)
+        .filter(_free(now), ~Exists(mine), ~Exists(skipped), project=project, ordinal__lt=Slot.EXTRA)
         .order_by("-priority", "position", "ordinal")
         .values_list("pk", flat=True)[:1]
     )
@@ -270,8 +270,11 @@ def release(slot_id: int, lease_token: uuid.UUID) -> bool:
         slot = _claimed(slot_id, lease_token).select_for_update().first()
         if slot is None:
             return False
-        _claimed(slot_id, lease_token).update(**_NOBODY, state=Slot.State.OPEN)
-        _move_cursors_back(slot.project_id, slot.priority, slot.position)
+        if slot.ordinal >= Slot.EXTRA:
+            slot.delete()
+        else:
+            _claimed(slot_id, lease_token).update(**_NOBODY, state=Slot.State.OPEN)
+            _move_cursors_back(slot.project_id, slot.priority, slot.position)
     return True
 
 
@@ -282,12 +285,14 @@ def release_all(project: Project, person: Person, lease_tokens: Sequence[uuid.UU
 
 
 def reopen(slot_id: int, person: Person) -> Claim:
-    """Take the vote out of a filled slot and put the task back into the hands of who gave it."""
+    """Take the vote out of a filled slot and put the task back into the hands of who gave it.
+
+    It counts as claimed when it was, so that it comes before what they claimed ahead since.
+    """
     slot = Slot.objects.select_related("task__sample__original", "task__project").get(pk=slot_id)
     slot.state, slot.person, slot.lease_token = Slot.State.CLAIMED, person, uuid.uuid4()
-    slot.claimed_at = timezone.now()
-    slot.lease_expires_at = slot.claimed_at + timedelta(seconds=slot.task.project.lease_seconds)
-    slot.save(update_fields=["state", "person", "lease_token", "claimed_at", "lease_expires_at"])
+    slot.lease_expires_at = timezone.now() + timedelta(seconds=slot.task.project.lease_seconds)
+    slot.save(update_fields=["state", "person", "lease_token", "lease_expires_at"])
     _move_cursors_back(slot.project_id, slot.priority, slot.position)
     return _claim(slot, slot.lease_expires_at)
 
@@ -357,7 +362,7 @@ def fill_slot(task: Task, person: Person | None, lease_token: uuid.UUID | None) 
         if slot_id is not None and own.update(state=Slot.State.DONE, lease_token=None, lease_expires_at=None):
             return slot_id
     now = timezone.now()
-    free = Slot.objects.filter(_free(now), task=task).order_by("ordinal")
+    free = Slot.objects.filter(_free(now), task=task, ordinal__lt=Slot.EXTRA).order_by("ordinal")
     for slot_id in free.values_list("pk", flat=True):
         taken = Slot.objects.filter(_free(now), pk=slot_id).update(
             state=Slot.State.DONE, person=person, lease_token=None, lease_expires_at=None, claimed_at=now

@@ -1,11 +1,14 @@
-"""Small words for templates: dimensions and answers as people read them, and where a picture is shown from."""
+"""Small words for templates: dimensions, answers and marks as people read them, and where a picture is shown from."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from django import template
 from django.urls import reverse
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 
-from annotation_server.projects.wording import DIMENSION_HINTS, DIMENSION_LABELS
+from annotation_server.projects.wording import DIMENSION_HINTS, DIMENSION_LABELS, STORED_WORDS
 from annotation_server.samples.models import Image
 from annotation_server.samples.renditions import has_preview
 from trainer.contract.answers import Answer
@@ -31,6 +34,21 @@ def answer_text(answer: Answer) -> str:
 
 
 @register.filter
+def mark_text(mark: Mapping[str, Any]) -> str:
+    """Where a mark is, in percent from the left and the top, and its note."""
+    place = _("at %(x)d %%, %(y)d %%") % {"x": round(100 * mark["x"]), "y": round(100 * mark["y"])}
+    if "w" in mark:
+        place += _(", %(w)d × %(h)d %%") % {"w": round(100 * mark["w"]), "h": round(100 * mark["h"])}
+    return f"{place}: {mark['note']}" if mark.get("note") else place
+
+
+@register.filter
+def word(stored: str) -> Promise | str:
+    """A state, a source or the like in the reader's language."""
+    return STORED_WORDS.get(stored, stored)
+
+
+@register.filter
 def percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.0%}"
 
@@ -45,3 +63,9 @@ def part_of(part: int, whole: int) -> str:
 def preview_url(image: Image) -> str:
     """What a page shows first: the preview, or the image itself where that is small."""
     return reverse("samples:preview" if has_preview(image) else "samples:image", args=[image.sha256])
+
+
+@register.filter
+def share_or_na(share: float | None) -> str:
+    """A share in percent; n/a where there is nothing to take a share of."""
+    return _("n/a") if share is None else f"{share:.0%}"

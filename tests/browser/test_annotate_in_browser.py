@@ -1,21 +1,22 @@
-"""Annotating in a real browser: by mouse, by keyboard, without JavaScript, with a lost lease and a lost network."""
+"""Annotating in a real browser: by keyboard alone and by mouse, with undo, skips, a lost network, an ended session,
+two tabs, and two hundred tasks in a row. Not here: looking at images (test_viewer.py)."""
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from django.contrib.sessions.models import Session
 from django.utils import timezone
 from playwright.sync_api import Page, expect
 
 from annotation_server.accounts.models import Person
-from annotation_server.annotations.models import Annotation
+from annotation_server.annotations.models import Annotation, Draft
 from annotation_server.projects.models import Membership, Project
-from annotation_server.samples.models import Candidate
-from annotation_server.tasks.models import Slot, Task
+from annotation_server.samples.models import Candidate, Sample
+from annotation_server.tasks.models import Flag, Slot, Task
 from annotation_server.tasks.services import claim_next
 from tests.browser.conftest import picture
 from tests.server.factories import annotate, make_member, make_project, make_sample
@@ -26,13 +27,17 @@ SignIn = Callable[..., Page]
 COLOURS = ("tomato", "gold", "teal", "orchid")
 
 
-@pytest.fixture
-def project() -> Project:
-    project = make_project(slug="bottles", dimensions=["physical_shadow"], lease_seconds=10)
-    for number in range(3):
+def fill_queue(project: Project, samples: int, first: int = 0) -> None:
+    for number in range(first, first + samples):
         sample, _ = make_sample(project, external_id=f"bottle-{number}", original=picture("slategray"))
         for candidate, colour in zip(sample.candidates.order_by("letter"), COLOURS, strict=True):
             Candidate.objects.filter(pk=candidate.pk).update(image=picture(colour))
+
+
+@pytest.fixture
+def project() -> Project:
+    project = make_project(slug="bottles", dimensions=["physical_shadow"], lease_seconds=10)
+    fill_queue(project, 3)
     return project
 
 
@@ -41,163 +46,288 @@ def annotator(project: Project) -> Person:
     return make_member(project, username="annotator")
 
 
-def test_a_session_by_mouse(sign_in: SignIn, project: Project, annotator: Person) -> None:
-    page = sign_in(annotator)
-    page.get_by_role("link", name=project.name).click()
-    page.get_by_role("link", name="Annotate").first.click()
-    expect(page.get_by_role("img", name="Candidate D")).to_be_visible()
-    assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth === 96)")
+def begin(page: Page) -> None:
+    page.goto("/projects/bottles/annotate")
+    at_task(page, "bottle-0")
 
-    page.get_by_role("checkbox", name="A is acceptable").check()
-    page.get_by_role("checkbox", name="C is acceptable").check()
-    page.get_by_label("Rationale").fill("Both touch their shadows.")
-    page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_text("bottle-1")).to_be_visible()
 
-    # None and letters exclude each other.
-    page.get_by_role("checkbox", name="B is acceptable").check()
-    page.get_by_role("checkbox", name="None is acceptable").check()
-    expect(page.get_by_role("checkbox", name="B is acceptable")).not_to_be_checked()
-    page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_text("bottle-2")).to_be_visible()
+def at_task(page: Page, name: str) -> None:
+    expect(page.locator("[data-part=sample]")).to_have_text(name)
+    expect(page.locator("#workbench")).to_have_attribute("data-state", "task")
 
-    page.get_by_role("checkbox", name="D is acceptable").check()
-    page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_text("All done")).to_be_visible()
 
-    answers = list(Annotation.objects.order_by("pk").values_list("answer", flat=True))
-    assert answers == [frozenset("AC"), frozenset(), frozenset("D")]
-    assert all(spent is not None and spent > 0 for spent in Annotation.objects.values_list("seconds_spent", flat=True))
+def said() -> list[tuple[str, str]]:
+    counted = Annotation.objects.exclude(standing="withdrawn").order_by("pk")
+    return [("".join(sorted(one.answer)), one.rationale) for one in counted.only("answer", "rationale")]
+
+
+def wait_until(page: Page, condition: Callable[[], Any]) -> None:
+    """The server hears of what the page does a moment later."""
+    for _ in range(100):
+        if condition():
+            return
+        page.wait_for_timeout(50)
+    pytest.fail("the server was not told in time")
 
 
 def test_a_session_by_keyboard_alone(sign_in: SignIn, project: Project, annotator: Person) -> None:
     page = sign_in(annotator)
-    page.goto("/projects/bottles/annotate")
-
+    begin(page)
     page.keyboard.press("a")
-    page.keyboard.press("b")
-    page.keyboard.press("b")  # again takes it back
-    page.keyboard.press("d")
-    page.keyboard.press("r")
-    page.keyboard.type("An answer with n and a in it.")  # letters typed here choose nothing
-    page.keyboard.press("Control+Enter")
-    expect(page.get_by_text("bottle-1")).to_be_visible()
-
     page.keyboard.press("c")
+    page.keyboard.press("b")
+    page.keyboard.press("b")
+    page.keyboard.press("r")
+    page.keyboard.type("Both touch their shadows.")
+    page.keyboard.press("Control+Enter")
+    at_task(page, "bottle-1")
     page.keyboard.press("n")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("bottle-2")).to_be_visible()
-
-    page.keyboard.press("r")
-    page.keyboard.type("typed")
-    page.keyboard.press("Escape")
-    page.keyboard.press("Enter")  # nothing is chosen yet
-    expect(page.get_by_text("Choose one or more candidates")).to_be_visible()
-    expect(page.get_by_label("Rationale")).to_have_value("typed")
-    page.keyboard.press("b")
+    at_task(page, "bottle-2")
+    page.keyboard.press("l")
+    expect(page.get_by_role("button", name="D is acceptable").first).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("Enter")
     expect(page.get_by_text("All done")).to_be_visible()
-
-    said = list(Annotation.objects.order_by("pk").values_list("answer", "rationale"))
-    assert said == [
-        (frozenset("AD"), "An answer with n and a in it."),
-        (frozenset(), ""),
-        (frozenset("B"), "typed"),
-    ]
+    wait_until(page, lambda: len(said()) == 3)
+    assert said() == [("AC", "Both touch their shadows."), ("", ""), ("ABCD", "")]
+    assert Annotation.objects.filter(seconds_spent__gt=0).count() == 3
 
 
-def test_it_works_without_javascript(sign_in: SignIn, project: Project, annotator: Person) -> None:
-    page = sign_in(annotator, java_script_enabled=False)
-    page.goto("/projects/bottles/annotate")
-    page.get_by_role("checkbox", name="A is acceptable").check()
-    page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_text("bottle-1")).to_be_visible()
-    assert Annotation.objects.get().answer == frozenset("A")
-
-
-def test_leaving_the_page_gives_the_task_back(sign_in: SignIn, project: Project, annotator: Person) -> None:
+def test_a_session_by_mouse(sign_in: SignIn, project: Project, annotator: Person) -> None:
     page = sign_in(annotator)
+    page.get_by_role("link", name=project.name).click()
+    page.get_by_role("link", name="Annotate").first.click()
+    at_task(page, "bottle-0")
+    page.locator("[data-part=letters]").get_by_role("button", name="B is acceptable").click()
+    page.get_by_role("button", name="Submit").click()
+    at_task(page, "bottle-1")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_text("Choose one or more candidates")).to_be_visible()
+    page.get_by_role("button", name="None").click()
+    page.get_by_role("button", name="Submit").click()
+    at_task(page, "bottle-2")
+    wait_until(page, lambda: len(said()) == 2)
+    assert said() == [("B", ""), ("", "")]
+
+
+def test_undo_brings_the_answer_back(sign_in: SignIn, project: Project, annotator: Person) -> None:
+    page = sign_in(annotator)
+    begin(page)
+    page.keyboard.press("a")
+    page.get_by_label("Rationale").fill("A stands well.")
+    page.keyboard.press("Control+Enter")
+    at_task(page, "bottle-1")
+    wait_until(page, lambda: len(said()) == 1)
+    assert Task.objects.get(sample__external_id="bottle-0").state == "resolved"
+
+    page.keyboard.press("Escape")
+    page.keyboard.press("u")
+    at_task(page, "bottle-0")
+    expect(page.get_by_label("Rationale")).to_have_value("A stands well.")
+    assert (said(), Task.objects.get(sample__external_id="bottle-0").state) == ([], "open")
+
+    page.keyboard.press("b")
+    page.keyboard.press("Enter")
+    at_task(page, "bottle-1")
+    wait_until(page, lambda: said() == [("AB", "A stands well.")])
+
+
+def test_undo_is_refused_after_somebody_acted(sign_in: SignIn, project: Project, annotator: Person) -> None:
+    project.overlap = 2
+    project.save()
+    Sample.objects.all().delete()
+    fill_queue(project, 1)
+    page = sign_in(annotator)
+    begin(page)
+    page.keyboard.press("a")
+    page.keyboard.press("Enter")
+    wait_until(page, lambda: len(said()) == 1)
+    other = make_member(project)
+    claimed = claim_next(project, other)
+    assert claimed is not None
+    annotate(claimed.task, other, "B", lease_token=claimed.lease_token)
+
+    page.keyboard.press("u")
+    expect(page.get_by_text("can no longer be undone")).to_be_visible()
+    assert len(said()) == 2
+
+
+def test_skipping_with_a_reason_and_taking_it_back(sign_in: SignIn, project: Project, annotator: Person) -> None:
+    page = sign_in(annotator)
+    begin(page)
+    page.keyboard.press("s")
+    page.get_by_label("The guidelines do not cover it").check()
+    page.get_by_label("Note").fill("What is a straw?")
+    page.keyboard.press("Enter")
+    at_task(page, "bottle-1")
+    flag = Flag.objects.get()
+    assert (flag.reason, flag.note, flag.skipped) == ("guidelines", "What is a straw?", True)
+
+    page.keyboard.press("u")
+    at_task(page, "bottle-0")
+    assert not Flag.objects.exists()
+
+
+def test_flagging_keeps_the_task(sign_in: SignIn, project: Project, annotator: Person) -> None:
+    page = sign_in(annotator)
+    begin(page)
+    page.keyboard.press("t")
+    page.get_by_role("dialog").get_by_role("button", name="Flag").click()
+    wait_until(page, lambda: Flag.objects.filter(skipped=False).exists())
+    at_task(page, "bottle-0")
+
+
+def test_the_network_is_cut_in_the_middle_and_comes_back(sign_in: SignIn, project: Project, annotator: Person) -> None:
+    page = sign_in(annotator)
+    begin(page)
+    page.wait_for_load_state("networkidle")
+    page.context.set_offline(True)
+    page.keyboard.press("a")
+    page.get_by_label("Rationale").fill("Written without a network.")
+    page.keyboard.press("Control+Enter")
+    at_task(page, "bottle-1")  # it was fetched ahead
+    page.keyboard.press("Escape")
+    page.keyboard.press("d")
+    page.keyboard.press("Enter")
+    at_task(page, "bottle-2")
+    expect(page.get_by_text("The server cannot be reached. Go on working")).to_be_visible()
+    expect(page.get_by_text("2 answers wait to be sent")).to_be_visible()
+    assert said() == []
+
+    page.context.set_offline(False)
+    wait_until(page, lambda: len(said()) == 2)
+    assert said() == [("A", "Written without a network."), ("D", "")]
+    expect(page.get_by_text("wait to be sent")).to_be_hidden()
+
+
+def test_what_waits_survives_a_closed_tab(sign_in: SignIn, project: Project, annotator: Person) -> None:
+    page = sign_in(annotator)
+    begin(page)
+    page.wait_for_load_state("networkidle")
+    page.context.set_offline(True)
+    page.keyboard.press("c")
+    page.keyboard.press("Enter")
+    at_task(page, "bottle-1")
+    context = page.context
+    page.close()
+    context.set_offline(False)
+    page = context.new_page()
     page.goto("/projects/bottles/annotate")
-    assert Slot.objects.filter(state="claimed").count() == 1
-    page.get_by_role("link", name="Tasks").click()
-    expect(page.get_by_role("heading", name="Tasks you have answered")).to_be_visible()
-    # Sent while the page goes away, which Playwright does not see; the lease itself would last another ten seconds.
-    until = time.monotonic() + 3
-    while Slot.objects.filter(state="claimed").exists():
-        assert time.monotonic() < until, "the task was not given back"
-        page.wait_for_timeout(50)
+    wait_until(page, lambda: said() == [("C", "")])
+    at_task(page, "bottle-1")
 
 
-def test_the_page_keeps_its_lease_and_says_when_it_is_lost(
+def test_the_session_ends_in_the_middle_of_a_task(sign_in: SignIn, project: Project, annotator: Person) -> None:
+    page = sign_in(annotator)
+    begin(page)
+    page.keyboard.press("a")
+    page.get_by_label("Rationale").fill("Typed before the session ended.")
+    Session.objects.all().delete()
+    page.keyboard.press("Control+Enter")
+    dialog = page.get_by_role("dialog", name="Your session has ended")
+    expect(dialog).to_be_visible()
+    dialog.get_by_label("Password").fill("wrong")
+    dialog.get_by_role("button", name="Sign in").click()
+    expect(dialog.get_by_text("Name or password is wrong.")).to_be_visible()
+    dialog.get_by_label("Password").fill("secret")
+    dialog.get_by_role("button", name="Sign in").click()
+    expect(dialog).to_be_hidden()
+    wait_until(page, lambda: said() == [("A", "Typed before the session ended.")])
+    at_task(page, "bottle-1")
+
+
+def test_a_draft_is_on_the_server_and_comes_back(sign_in: SignIn, project: Project, annotator: Person) -> None:
+    page = sign_in(annotator)
+    begin(page)
+    page.keyboard.press("b")
+    page.get_by_label("Rationale").fill("Half a th")
+    wait_until(page, lambda: Draft.objects.filter(rationale="Half a th", answer=["B"]).exists())
+
+    elsewhere = sign_in(annotator)
+    begin(elsewhere)
+    expect(elsewhere.get_by_label("Rationale")).to_have_value("Half a th")
+
+
+def test_two_tabs_on_one_task_get_a_conflict_instead_of_an_overwrite(
     sign_in: SignIn, project: Project, annotator: Person
 ) -> None:
-    page = sign_in(annotator)
-    page.goto("/projects/bottles/annotate")
-    (before,) = Slot.objects.filter(state="claimed").values_list("lease_expires_at", flat=True)
-    with page.expect_response(re.compile("/extend$")) as kept:
-        pass
-    assert kept.value.status == 204
-    assert Slot.objects.filter(state="claimed", lease_expires_at__gt=before).exists()
+    first = sign_in(annotator)
+    begin(first)
+    second = first.context.new_page()
+    begin(second)
+    first.get_by_label("Rationale").fill("from the first tab")
+    wait_until(first, lambda: Draft.objects.filter(rationale="from the first tab").exists())
+    second.get_by_label("Rationale").fill("from the second tab")
+    expect(second.get_by_text("changed in another tab")).to_be_visible()
+    assert Draft.objects.get().rationale == "from the first tab"
+    second.get_by_role("button", name="Take what stands there").click()
+    expect(second.get_by_label("Rationale")).to_have_value("from the first tab")
 
-    # The page is silent for too long (its laptop slept), and somebody faster takes and answers the task.
-    Slot.objects.filter(state="claimed").update(lease_expires_at=timezone.now() - timedelta(seconds=1))
-    faster = make_member(project, username="faster")
+    first.keyboard.press("Escape")
+    first.keyboard.press("a")
+    first.keyboard.press("Enter")
+    wait_until(first, lambda: len(said()) == 1)
+    expect(second.get_by_text("answered this task in another tab")).to_be_visible()
+    at_task(second, "bottle-1")
+    assert said() == [("A", "from the first tab")]
+
+
+def test_a_task_that_went_to_others_says_so(sign_in: SignIn, project: Project, annotator: Person) -> None:
+    page = sign_in(annotator)
+    begin(page)
+    # Idle so long that everything it held went to somebody faster.
+    Slot.objects.update(lease_expires_at=timezone.now() - timedelta(minutes=1))
+    faster = make_member(project)
     claimed = claim_next(project, faster)
     assert claimed is not None
     annotate(claimed.task, faster, "B", lease_token=claimed.lease_token)
-
-    expect(page.get_by_text("This task was idle too long")).to_be_visible()
+    expect(page.get_by_text("may be in other hands by now")).to_be_visible()
     page.keyboard.press("a")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("kept as surplus and does not count")).to_be_visible()
+    expect(page.get_by_text("is kept as surplus and does not count")).to_be_visible()
     assert Annotation.objects.get(annotator__person=annotator).standing == "surplus"
-    assert Task.objects.get(pk=claimed.task.pk).resolution.answer == frozenset("B")
 
 
-def test_a_lost_network_loses_nothing_typed(sign_in: SignIn, project: Project, annotator: Person) -> None:
+def test_leaving_gives_everything_back(sign_in: SignIn, project: Project, annotator: Person) -> None:
+    page = sign_in(annotator)
+    begin(page)
+    wait_until(page, lambda: Slot.objects.filter(state="claimed").count() == 3)
+    page.goto("/")
+    wait_until(page, lambda: not Slot.objects.filter(state="claimed").exists())
+
+
+def test_nothing_to_do_and_being_paused_say_why(sign_in: SignIn, project: Project, annotator: Person) -> None:
+    Membership.objects.update(paused_at=timezone.now(), paused_why="ask Ada")
     page = sign_in(annotator)
     page.goto("/projects/bottles/annotate")
-    page.get_by_label("Rationale").fill("typed before the cut")
-    page.get_by_role("checkbox", name="A is acceptable").check()
-    page.context.set_offline(True)
-    page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_text("The server cannot be reached.")).to_be_visible()
-    expect(page.get_by_label("Rationale")).to_have_value("typed before the cut")
-
-    page.context.set_offline(False)
-    page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_text("bottle-1")).to_be_visible()
-    expect(page.get_by_text("The server cannot be reached.")).to_be_hidden()
-    assert Annotation.objects.get().rationale == "typed before the cut"
+    expect(page.get_by_text("You get no tasks in this project for now.")).to_be_visible()
+    Membership.objects.update(paused_at=None)
+    Task.objects.all().delete()
+    page.get_by_role("button", name="Look again").click()
+    expect(page.get_by_text("There is nothing to annotate yet.")).to_be_visible()
 
 
-def test_a_dispute_is_decided_with_every_vote_in_view(sign_in: SignIn) -> None:
-    project = make_project(slug="cans", dimensions=["physical_shadow"], overlap=2)
-    _, (task,) = make_sample(project, original=picture("slategray"))
-    annotate(task, make_member(project, username="ada"), "A", rationale="B floats.")
-    annotate(task, make_member(project, username="grace"), "AB", rationale="B is fine.")
+def test_two_hundred_tasks_in_a_row_leak_nothing(sign_in: SignIn, project: Project, annotator: Person) -> None:
+    fill_queue(project, 207, first=3)
+    page = sign_in(annotator)
+    begin(page)
+    tools = page.context.new_cdp_session(page)
+    tools.send("Performance.enable")
 
-    page = sign_in(make_member(project, Membership.Role.REVIEWER, "reviewer"))
-    page.goto("/projects/cans/disputed")
-    page.get_by_role("link", name="Decide").click()
-    expect(page.get_by_text("B floats.")).to_be_visible()
-    expect(page.get_by_text("B is fine.")).to_be_visible()
-    page.get_by_role("checkbox", name="A is acceptable").check()
-    page.get_by_label("Rationale").fill("Its shadow does not touch it.")
-    page.get_by_role("button", name="Decide").click()
+    def measured() -> dict[str, float]:
+        tools.send("HeapProfiler.collectGarbage")
+        return {one["name"]: one["value"] for one in tools.send("Performance.getMetrics")["metrics"]}
 
-    expect(page.get_by_text("Nothing is disputed.")).to_be_visible()
-    assert Task.objects.get(pk=task.pk).resolution.answer == frozenset("A")
-
-
-def test_nothing_on_the_page_breaks_its_own_policy(sign_in: SignIn, project: Project, annotator: Person) -> None:
-    """A script or style that the Content-Security-Policy refuses is logged by the browser as an error."""
-    page = sign_in(annotator, color_scheme="dark")
-    errors: list[str] = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.goto("/projects/bottles/annotate")
-    page.keyboard.press("a")
-    page.keyboard.press("Enter")
-    expect(page.get_by_text("bottle-1")).to_be_visible()
-    assert errors == []
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(23, 24, 26)"
+    sizes = []
+    for number in range(200):
+        at_task(page, f"bottle-{number}")
+        page.keyboard.press("abcd"[number % 4])
+        page.keyboard.press("Enter")
+        if number in (50, 199):
+            at_task(page, f"bottle-{number + 1}")
+            sizes.append(measured())
+    wait_until(page, lambda: len(said()) == 200)
+    before, after = sizes
+    assert after["Nodes"] < before["Nodes"] * 1.1
+    assert after["JSEventListeners"] < before["JSEventListeners"] * 1.1
+    assert after["JSHeapUsedSize"] < before["JSHeapUsedSize"] * 1.3

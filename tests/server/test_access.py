@@ -16,9 +16,13 @@ Role = Membership.Role
 
 PAGES = {
     "/projects/{slug}/": {Role.MANAGER, Role.REVIEWER, Role.ANNOTATOR, Role.ML_ENGINEER},
+    "/projects/{slug}/guidelines": {Role.MANAGER, Role.REVIEWER, Role.ANNOTATOR, Role.ML_ENGINEER},
+    "/projects/{slug}/guidelines/physical_shadow": {Role.MANAGER, Role.REVIEWER, Role.ANNOTATOR, Role.ML_ENGINEER},
+    "/projects/{slug}/guidelines/physical_shadow/edit": {Role.MANAGER},
     "/projects/{slug}/tasks": {Role.MANAGER, Role.REVIEWER, Role.ANNOTATOR, Role.ML_ENGINEER},
     "/projects/{slug}/annotate": {Role.MANAGER, Role.REVIEWER, Role.ANNOTATOR},
     "/projects/{slug}/disputed": {Role.MANAGER, Role.REVIEWER},
+    "/projects/{slug}/review": {Role.MANAGER, Role.REVIEWER},
     "/projects/{slug}/imports": {Role.MANAGER},
     "/projects/{slug}/runs": {Role.MANAGER, Role.ML_ENGINEER},
     "/projects/{slug}/runs/start": {Role.MANAGER, Role.ML_ENGINEER},

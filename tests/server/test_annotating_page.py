@@ -1,11 +1,18 @@
-"""The annotating page as a plain form and as htmx uses it: claim, answer, next, and each way it can go wrong."""
+"""What the annotating page asks of the server: its shell, claims that renew themselves, answers, drafts, undo.
+
+Not here: what the page does with it (tests/browser/test_annotate_in_browser.py).
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import uuid
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from django.http import HttpResponse
 from django.test import Client
 from django.utils import timezone
 
@@ -14,19 +21,17 @@ from annotation_server.annotations.models import Annotation
 from annotation_server.projects.models import Project
 from annotation_server.tasks.models import Slot, Task
 from annotation_server.tasks.services import claim_next
-from tests.server.factories import annotate, make_member, make_project, make_sample
+from tests.server.factories import annotate, make_member, make_project, make_sample, make_task
 
 pytestmark = pytest.mark.django_db
-
-HTMX = {"HX-Request": "true"}
 
 
 @pytest.fixture
 def project() -> Project:
-    """Two samples, one dimension, one vote each."""
+    """Three samples, one dimension, one vote each."""
     project = make_project(dimensions=["physical_shadow"], guidelines="Look at the light first.")
-    make_sample(project)
-    make_sample(project)
+    for _ in range(3):
+        make_sample(project)
     return project
 
 
@@ -38,181 +43,150 @@ def annotator(project: Project, client: Client) -> Person:
     return person
 
 
-def hidden(page: str) -> dict[str, str]:
-    """The hidden fields of the page's form, as a browser would send them back."""
-    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page))
-    return {name: value for name, value in fields.items() if name != "csrfmiddlewaretoken"}
+def post(client: Client, project: Project, address: str, sent: object = None) -> Any:
+    return client.post(f"/api/v1/projects/{project.slug}/{address}", json.dumps(sent or {}), "application/json")
 
 
-def shown_task(page: str) -> int:
-    (address,) = re.findall(r'action="/projects/[\w-]+/annotate/(\d+)"', page)
-    return int(address)
+def claims(client: Client, project: Project, count: int = 2) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = post(client, project, "claims", {"count": count}).json()["claims"]
+    return found
 
 
-def test_it_works(client: Client, project: Project, annotator: Person) -> None:
-    address = f"/projects/{project.slug}/annotate"
-    page = client.get(address).content.decode()
-    task_id = shown_task(page)
-    assert "Look at the light first." in page
-    assert page.count("<img ") == 5
-
-    sent = hidden(page) | {"letters": ["A", "C"], "rationale": " Both are fine. ", "seconds_spent": "12.5"}
-    answered = client.post(f"{address}/{task_id}", sent)
-
-    assert (answered.status_code, answered["Location"]) == (302, address)
-    annotation = Annotation.objects.get()
-    assert annotation.answer == frozenset("AC")
-    assert (annotation.rationale, annotation.seconds_spent) == ("Both are fine.", 12.5)
-    assert (annotation.standing, annotation.annotator.person) == ("vote", annotator)
-    assert Task.objects.get(pk=task_id).state == "resolved"
-    assert shown_task(client.get(address).content.decode()) != task_id
+def submit(client: Client, project: Project, claim: dict[str, Any], **sent: Any) -> HttpResponse:
+    body = {"answer": ["A"], "idempotency_key": str(uuid.uuid4()), "lease_token": claim["lease_token"]} | sent
+    answered: HttpResponse = post(client, project, f"tasks/{claim['task']['id']}/annotations", body)
+    return answered
 
 
-def test_htmx_gets_the_next_task_as_a_fragment(client: Client, project: Project, annotator: Person) -> None:
-    address = f"/projects/{project.slug}/annotate"
-    page = client.get(address).content.decode()
-
-    answered = client.post(f"{address}/{shown_task(page)}", hidden(page) | {"none": "on"}, headers=HTMX)
-
-    fragment = answered.content.decode()
-    assert answered.status_code == 200
-    assert "<html" not in fragment
-    assert shown_task(fragment) != shown_task(page)
-    assert Annotation.objects.get().answer == frozenset()
+def test_the_shell_knows_what_its_script_needs(client: Client, project: Project, annotator: Person) -> None:
+    page = client.get(f"/projects/{project.slug}/annotate").content.decode()
+    (found,) = re.findall(r'<script id="setup" type="application/json">(.*?)</script>', page)
+    setup = json.loads(found)
+    assert (setup["project"], setup["username"]) == (project.slug, annotator.username)
+    guidelines = client.get(setup["dimensions"]["physical_shadow"]["guidelines"]).content.decode()
+    assert "Look at the light first." in guidelines
+    assert list(setup["dimensions"]) == ["physical_shadow"]
+    assert setup["images"].endswith("0" * 64)
 
 
-def test_reloading_shows_the_same_task(client: Client, project: Project, annotator: Person) -> None:
-    address = f"/projects/{project.slug}/annotate"
-    assert shown_task(client.get(address).content.decode()) == shown_task(client.get(address).content.decode())
+def test_opening_the_page_claims_nothing(client: Client, project: Project, annotator: Person) -> None:
+    client.get(f"/projects/{project.slug}/annotate")
+    assert not Slot.objects.exclude(state="open").exists()
 
 
-@pytest.mark.parametrize(
-    ("sent", "said"),
-    [
-        ({"rationale": "typed <text>"}, "Choose one or more candidates"),
-        ({"rationale": "typed <text>", "letters": ["A"], "none": "on"}, "exclude each other"),
-        ({"rationale": "typed <text>", "letters": ["G"]}, "G is not one of the available choices"),
-    ],
-)
-@pytest.mark.parametrize("headers", [{}, HTMX])
-def test_a_refused_answer_keeps_what_was_typed(
-    client: Client,
-    project: Project,
-    annotator: Person,
-    sent: dict[str, object],
-    said: str,
-    headers: dict[str, str],
+def test_claims_are_held_and_filled_up(client: Client, project: Project, annotator: Person) -> None:
+    first = claims(client, project, 2)
+    assert len(first) == 2
+    assert submit(client, project, first[0], answer=["A", "C"], rationale=" Both are fine. ").status_code == 201
+    second = claims(client, project, 2)
+    last = Task.objects.order_by("pk").values_list("pk", flat=True).last()
+    assert [claim["task"]["id"] for claim in second] == [first[1]["task"]["id"], last]
+    said = Annotation.objects.get()
+    assert (said.answer, said.rationale, said.standing) == (frozenset("AC"), "Both are fine.", "vote")
+
+
+def test_asking_again_is_the_heartbeat(client: Client, project: Project, annotator: Person) -> None:
+    (before,) = claims(client, project, 1)
+    Slot.objects.filter(state="claimed").update(lease_expires_at=timezone.now() + timedelta(seconds=1))
+    (after,) = claims(client, project, 1)
+    assert after["lease_token"] == before["lease_token"]
+    assert Slot.objects.filter(lease_expires_at__gt=timezone.now() + timedelta(seconds=100)).count() == 1
+
+
+def test_a_lease_that_went_to_somebody_else_is_gone_from_the_answer(
+    client: Client, project: Project, annotator: Person
 ) -> None:
-    address = f"/projects/{project.slug}/annotate"
-    page = client.get(address).content.decode()
+    (mine,) = claims(client, project, 1)
+    Slot.objects.filter(state="claimed").update(lease_expires_at=timezone.now() - timedelta(seconds=1))
+    taken = claim_next(project, make_member(project))
+    assert taken is not None
+    assert taken.task.pk == mine["task"]["id"]
+    assert mine["lease_token"] not in {claim["lease_token"] for claim in claims(client, project, 2)}
 
-    refused = client.post(f"{address}/{shown_task(page)}", hidden(page) | sent, headers=headers)
 
-    again = refused.content.decode()
-    assert refused.status_code == 422
-    assert said in again
-    assert "typed &lt;text&gt;" in again
-    assert hidden(again) == hidden(page)  # the same task, lease and key
-    assert shown_task(again) == shown_task(page)
-    assert ("<html" in again) == (not headers)
-    assert not Annotation.objects.exists()
+def test_leaving_gives_back_what_the_page_held(client: Client, project: Project, annotator: Person) -> None:
+    held = [claim["lease_token"] for claim in claims(client, project, 3)]
+    assert post(client, project, "claims/release", {"lease_tokens": held[:2]}).json() == {"released": True}
+    assert [str(slot.lease_token) for slot in Slot.objects.filter(state="claimed")] == held[2:]
+    assert post(client, project, "claims/release", {"lease_tokens": held[:2]}).json() == {"released": False}
 
 
 def test_a_project_may_want_a_rationale(client: Client, project: Project, annotator: Person) -> None:
     Project.objects.update(rationale_required=True)
-    address = f"/projects/{project.slug}/annotate"
-    page = client.get(address).content.decode()
-    refused = client.post(f"{address}/{shown_task(page)}", hidden(page) | {"letters": "A", "rationale": "  "})
+    (claim,) = claims(client, project, 1)
+    refused = submit(client, project, claim)
     assert refused.status_code == 422
-    assert "wants a rationale" in refused.content.decode()
+    assert "rationale" in refused.content.decode()
+    assert not Annotation.objects.exists()
 
 
-def test_a_form_without_its_hidden_fields_is_refused(client: Client, project: Project, annotator: Person) -> None:
-    address = f"/projects/{project.slug}/annotate"
-    page = client.get(address).content.decode()
-    refused = client.post(f"{address}/{shown_task(page)}", {"letters": "A"})
-    assert refused.status_code == 422
-    assert "reload it" in refused.content.decode()
-
-
-def test_sending_a_form_twice_keeps_one_annotation(client: Client, project: Project, annotator: Person) -> None:
-    address = f"/projects/{project.slug}/annotate"
-    page = client.get(address).content.decode()
-    sent = hidden(page) | {"letters": "A"}
+def test_sending_an_answer_twice_keeps_one_annotation(client: Client, project: Project, annotator: Person) -> None:
+    (claim,) = claims(client, project, 1)
     for _ in range(2):
-        assert client.post(f"{address}/{shown_task(page)}", sent).status_code == 302
+        assert submit(client, project, claim, idempotency_key="one").status_code == 201
     assert Annotation.objects.count() == 1
 
 
-def test_answering_a_task_a_second_time_leaves_the_first_answer(
-    client: Client, project: Project, annotator: Person
-) -> None:
-    address = f"/projects/{project.slug}/annotate"
-    page = client.get(address).content.decode()
-    sent = hidden(page) | {"letters": "A"}
-    client.post(f"{address}/{shown_task(page)}", sent)
-    again = client.post(
-        f"{address}/{shown_task(page)}", sent | {"letters": "B", "idempotency_key": "another"}, follow=True
-    )
-    assert "your first answer stands" in again.content.decode()
+def test_answering_a_task_a_second_time_is_a_conflict(client: Client, project: Project, annotator: Person) -> None:
+    (claim,) = claims(client, project, 1)
+    submit(client, project, claim)
+    again = submit(client, project, claim, answer=["B"])
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "already_answered")  # type: ignore[attr-defined]
     assert Annotation.objects.get().answer == frozenset("A")
 
 
-def test_a_lost_lease_makes_a_surplus_and_says_so(client: Client, project: Project, annotator: Person) -> None:
-    address = f"/projects/{project.slug}/annotate"
-    page = client.get(address).content.decode()
+def test_a_late_answer_is_surplus_and_says_so(client: Client, project: Project, annotator: Person) -> None:
+    (claim,) = claims(client, project, 1)
     Slot.objects.filter(state="claimed").update(lease_expires_at=timezone.now() - timedelta(seconds=1))
     faster = make_member(project)
-    claimed = claim_next(project, faster)
-    assert claimed is not None
-    annotate(claimed.task, faster, "B", lease_token=claimed.lease_token)
-
-    late = client.post(f"{address}/{shown_task(page)}", hidden(page) | {"letters": "A"}, headers=HTMX)
-
-    assert "kept as surplus and does not count" in late.content.decode()
-    assert Annotation.objects.get(annotator__person=annotator).standing == "surplus"
-    assert Task.objects.get(pk=shown_task(page)).resolution.answer == frozenset("B")
-
-
-def test_the_heartbeat_keeps_the_lease_and_hears_when_it_is_lost(
-    client: Client, project: Project, annotator: Person
-) -> None:
-    page = client.get(f"/projects/{project.slug}/annotate").content.decode()
-    lease = {"lease_token": hidden(page)["lease_token"]}
-    slot = Slot.objects.get(state="claimed")
-    soon = timezone.now() + timedelta(seconds=5)
-    Slot.objects.update(lease_expires_at=soon)
-
-    assert client.post(f"/leases/{slot.pk}/extend", lease).status_code == 204
-    slot.refresh_from_db()
-    assert slot.lease_expires_at is not None
-    assert slot.lease_expires_at > soon
-
-    assert client.post(f"/leases/{slot.pk}/release", lease).status_code == 204
-    slot.refresh_from_db()
-    assert (slot.state, slot.person) == ("open", None)
-    assert client.post(f"/leases/{slot.pk}/extend", lease).status_code == 409
-    assert client.post(f"/leases/{slot.pk}/extend", {"lease_token": "nonsense"}).status_code == 409
+    taken = claim_next(project, faster)
+    assert taken is not None
+    annotate(taken.task, faster, "B", lease_token=taken.lease_token)
+    assert submit(client, project, claim).json()["standing"] == "surplus"  # type: ignore[attr-defined]
 
 
 def test_an_empty_queue_says_why(client: Client) -> None:
     project = make_project(dimensions=["physical_shadow"])
-    first, second = make_member(project), make_member(project)
-    address = f"/projects/{project.slug}/annotate"
-    client.force_login(first)
-    assert "There is nothing to annotate yet." in client.get(address).content.decode()
-
-    _, tasks = make_sample(project)
-    claim_next(project, second)
-    assert "Nothing is free right now." in client.get(address).content.decode()
-
-    annotate(tasks[0], second, "A")
-    assert "All done" in client.get(address).content.decode()
+    client.force_login(make_member(project))
+    said = post(client, project, "claims").json()
+    assert (said["claims"], said["left"]) == ([], {"tasks": 0, "held_by_others": 0, "answered_by_me": 0})
+    make_sample(project)
+    claim_next(project, make_member(project))
+    assert post(client, project, "claims").json()["left"]["held_by_others"] == 1
 
 
 def test_a_task_of_another_project_is_not_answered_here(client: Client, project: Project, annotator: Person) -> None:
-    _, tasks = make_sample(make_project())
-    page = client.get(f"/projects/{project.slug}/annotate").content.decode()
-    response = client.post(f"/projects/{project.slug}/annotate/{tasks[0].pk}", hidden(page) | {"letters": "A"})
-    assert response.status_code == 404
-    assert not Annotation.objects.exists()
+    elsewhere = make_task()
+    sent = {"answer": ["A"], "idempotency_key": "k"}
+    assert post(client, project, f"tasks/{elsewhere.pk}/annotations", sent).status_code == 404
+
+
+def test_an_undone_answer_comes_back_as_a_draft(client: Client, project: Project, annotator: Person) -> None:
+    (claim,) = claims(client, project, 1)
+    said = submit(client, project, claim, answer=["B"], rationale="B stands.").json()  # type: ignore[attr-defined]
+    back = post(client, project, f"annotations/{said['id']}/withdraw").json()
+    assert back["task"]["id"] == claim["task"]["id"]
+    assert (back["draft"]["answer"], back["draft"]["rationale"]) == (["B"], "B stands.")
+    again = post(client, project, f"annotations/{said['id']}/withdraw")
+    assert again.status_code == 404
+
+
+def test_candidates_may_be_shown_in_an_order_of_ones_own(client: Client, annotator: Person, project: Project) -> None:
+    Project.objects.update(shuffle_candidates=True)
+    orders = set()
+    for _ in range(6):
+        client.force_login(make_member(project))
+        (claim,) = claims(client, project, 1)
+        (again,) = claims(client, project, 1)
+        assert claim["images"] == again["images"]
+        assert claim["images"][0]["letter"] == ""
+        assert sorted(image["letter"] for image in claim["images"][1:]) == list("ABCD")
+        by_letter = {image["letter"]: image["sha256"] for image in claim["images"]}
+        sample = Task.objects.get(pk=claim["task"]["id"]).sample
+        assert all(by_letter[one.letter] == one.image.sha256 for one in sample.candidates.all())
+        orders.add("".join(image["letter"] for image in claim["images"]))
+        post(client, project, "claims/release", {"lease_tokens": [claim["lease_token"]]})
+    assert len(orders) > 1
+
+    submit(client, project, claims(client, project, 1)[0], shown_order="DBAC")
+    assert Annotation.objects.get().meta == {"shown_order": "DBAC"}

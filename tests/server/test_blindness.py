@@ -80,7 +80,13 @@ def everything(client: Client, story: Story, person: Person) -> str:
         f"{root}/annotate",
         f"{root}/tasks",
         f"{root}/tasks?state=resolved",
+        f"{root}/tasks?approach=automated",
+        f"{root}/tasks.csv",
         f"{root}/tasks/{story.task.pk}",
+        f"{root}/review?kind=resolved&share=100",
+        f"{root}/review?kind=models&confidence=1",
+        f"{root}/agreement?dimension=physical_shadow",
+        f"{root}/agreement.csv",
         f"{root}/disputed",
         f"{root}/disputed/{story.task.pk}",
         f"{root}/runs",
@@ -92,7 +98,7 @@ def everything(client: Client, story: Story, person: Person) -> str:
         f"/api/v1{root}/runs/{story.run.pk}",
         f"/api/v1{root}/progress",
     ]
-    return "\n".join(client.get(page).content.decode() for page in pages)
+    return "\n".join(client.get(page).getvalue().decode() for page in pages)
 
 
 def test_before_submitting_nobody_reads_what_others_said(client: Client, story: Story) -> None:

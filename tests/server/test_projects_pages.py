@@ -8,6 +8,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from annotation_server.accounts.models import AuditEvent
+from annotation_server.annotations.queue import next_claims
 from annotation_server.projects.models import Membership, Project
 from tests.server.factories import annotate, make_member, make_person, make_project, make_sample
 
@@ -20,6 +21,9 @@ FIELDS = {
     "polarity": "flawed",
     "overlap": "2",
     "resolution_rule": "majority",
+    "queue_order": "sample",
+    "gold_rate": "0.05",
+    "gold_window": "20",
     "lease_seconds": "120",
     "validation_share": "0.1",
     "test_share": "0.1",
@@ -57,6 +61,10 @@ def test_only_administrators_and_managers_create_projects(client: Client) -> Non
         ({"overlap": "0"}, "greater than or equal to 1"),
         ({"validation_share": "0.7", "test_share": "0.7"}, "leave nothing for training"),
         ({"lease_seconds": "5"}, "greater than or equal to 10"),
+        ({"gold_rate": "0.6"}, "less than or equal to 0.5"),
+        ({"gold_floor": "-1"}, "greater than or equal to 0"),
+        ({"gold_window": "1"}, "greater than or equal to 5"),
+        ({"queue_order": "random"}, "not one of the available choices"),
     ],
 )
 def test_a_mistake_is_said_where_it_was_made(client: Client, change: dict[str, object], said: str) -> None:
@@ -77,6 +85,22 @@ def test_settings_change_and_are_noted(client: Client) -> None:
     project.refresh_from_db()
     assert (project.name, project.slug, project.model_confidence) == ("Bottles", "bottles", 0.9)
     assert "name" in AuditEvent.objects.get(verb="project.edit").detail["changed"]
+
+
+def test_another_queue_order_reorders_what_is_still_to_be_done(client: Client) -> None:
+    project = make_project(slug="bottles", dimensions=["appearance_deformation", "physical_shadow"])
+    for _ in range(2):
+        make_sample(project)
+    annotator = make_member(project)
+    client.force_login(make_member(project, Membership.Role.MANAGER))
+    fields = FIELDS | {"polarity": "acceptable", "queue_order": "dimension", "gold_floor": "0.6"}
+
+    assert client.post("/projects/bottles/settings", fields).status_code == 302
+
+    project.refresh_from_db()
+    assert (project.queue_order, project.gold_floor) == ("dimension", 0.6)
+    dimensions = [claim.task.dimension for claim in next_claims(project, annotator, 4)]
+    assert dimensions == ["appearance_deformation"] * 2 + ["physical_shadow"] * 2
 
 
 def test_polarity_cannot_turn_answers_around(client: Client) -> None:

@@ -17,6 +17,7 @@ from annotation_server.annotations.selectors import (
     PAGE_ROWS,
     annotations_shown,
     disputed_tasks,
+    next_disputed,
     pictures_of,
     shows_answers,
     task_in,
@@ -31,10 +32,18 @@ from annotation_server.tasks.models import Task
 @require_GET
 def disputed(request: AuthenticatedRequest, slug: str) -> HttpResponse:
     access = access_to(request.user, slug, Capability.REVIEW)
-    tasks = list(disputed_tasks(access.project)[:PAGE_ROWS])
+    asked = request.GET.get("after", "")
+    after = int(asked) if asked.isdecimal() else 0
+    found = list(disputed_tasks(access.project, after)[: PAGE_ROWS + 1])
+    tasks = found[:PAGE_ROWS]
     votes = votes_by_task(access, tasks)
-    rows = [{"task": task, "votes": votes[task.pk]} for task in tasks]
-    return render(request, "annotations/disputed.html", {"access": access, "rows": rows, "limit": PAGE_ROWS})
+    context = {
+        "access": access,
+        "rows": [{"task": task, "votes": votes[task.pk]} for task in tasks],
+        "after": after,
+        "next": tasks[-1].pk if len(found) > PAGE_ROWS else None,
+    }
+    return render(request, "annotations/disputed.html", context)
 
 
 @login_required
@@ -60,7 +69,10 @@ def adjudicate(request: AuthenticatedRequest, slug: str, task_id: int) -> HttpRe
             form.add_error(None, str(refused))
         else:
             messages.success(request, _("%(task)s is decided.") % {"task": task})
-            return redirect("annotations:disputed", slug)
+            following = next_disputed(access, task.pk)
+            if following is None:
+                return redirect("annotations:disputed", slug)
+            return redirect("annotations:adjudicate", slug, following.pk)
     return render(
         request,
         "annotations/adjudicate.html",
@@ -71,6 +83,7 @@ def adjudicate(request: AuthenticatedRequest, slug: str, task_id: int) -> HttpRe
             "form": form,
             "pictures": pictures_of(task.sample),
             "annotations": annotations_shown(access, task),
+            "following": next_disputed(access, task.pk),
         },
         status=422 if form.errors else 200,
     )

@@ -16,8 +16,9 @@ from django.views.decorators.http import require_GET
 
 from annotation_server.accounts.http import AuthenticatedRequest
 from annotation_server.projects.access import Access, Capability, access_to
-from annotation_server.projects.guidelines import guidelines_html, phrases_of
+from annotation_server.projects.guidelines import phrases_of
 from annotation_server.projects.wording import DIMENSION_HINTS, DIMENSION_LABELS
+from annotation_server.tasks.models import Flag
 
 BEATS_PER_LEASE = 4
 """The page says it is alive this often within one lease, so that two lost beats lose nothing."""
@@ -31,7 +32,9 @@ HELD_AHEAD = 4
 @require_GET
 def annotate(request: AuthenticatedRequest, slug: str) -> HttpResponse:
     access = access_to(request.user, slug, Capability.ANNOTATE)
-    return render(request, "annotations/annotate.html", {"access": access, "setup": _setup(access)})
+    return render(
+        request, "annotations/annotate.html", {"access": access, "setup": _setup(access), "reasons": Flag.Reason}
+    )
 
 
 def _setup(access: Access) -> dict[str, Any]:
@@ -40,6 +43,7 @@ def _setup(access: Access) -> dict[str, Any]:
     return {
         "project": project.slug,
         "person": access.person.pk,
+        "username": access.person.username,
         "api": "/api/v1",
         "images": reverse("samples:image", args=["0" * 64]),
         "previews": reverse("samples:preview", args=["0" * 64]),
@@ -53,7 +57,7 @@ def _setup(access: Access) -> dict[str, Any]:
             dimension.value: {
                 "label": str(DIMENSION_LABELS[dimension]),
                 "hint": str(DIMENSION_HINTS[dimension]),
-                "guidelines": guidelines_html(project, dimension),
+                "guidelines": reverse("annotations:guidelines_of", args=[project.slug, dimension.value]),
                 "phrases": phrases_of(project, dimension),
             }
             for dimension in project.judged

@@ -9,6 +9,7 @@ from django.views.decorators.http import require_GET
 
 from annotation_server.accounts.http import AuthenticatedRequest
 from annotation_server.annotations.models import Approach
+from annotation_server.annotations.quality import per_day
 from annotation_server.annotations.selectors import progress, resolution_sources
 from annotation_server.projects.access import access_to
 
@@ -30,5 +31,7 @@ def overview(request: AuthenticatedRequest, slug: str) -> HttpResponse:
             "samples": access.project.samples.count(),
             "sources": sorted(resolution_sources(access.project).items()),
             "approaches": Approach.labels,
+            "approach_choices": Approach.choices,
+            "days": per_day(access.project),
         },
     )
