@@ -17,7 +17,7 @@ from annotation_server.accounts.models import Person
 from annotation_server.annotations.models import Annotation, GoldAnswer
 from annotation_server.projects.models import Membership, Project
 from annotation_server.tasks.models import Flag, Slot, Task
-from annotation_server.tasks.services import MAX_HELD, Claim, claim_extra, claim_next, held
+from annotation_server.tasks.services import MAX_HELD, Claim, claim_extra, claims_of
 
 
 def next_claims(project: Project, person: Person, count: int = 1) -> list[Claim]:
@@ -27,14 +27,16 @@ def next_claims(project: Project, person: Person, count: int = 1) -> list[Claim]
     """
     if paused(project, person) is not None:
         return []
-    claims = held(project, person)
-    before = claims[-1].task.sample_id if claims else _last_sample(project, person)
-    while len(claims) < min(count, MAX_HELD):
-        claim = claim_next(project, person)
-        if claim is None:
-            break
-        claims += [*_gold_before(claim, project, person, before), claim]
-        before = claim.task.sample_id
+    # Who answered too late for a vote has answered: they are not asked the same again when a slot comes free.
+    too_late = Annotation.objects.filter(
+        task=OuterRef("task"), standing=Annotation.Standing.SURPLUS, annotator__person=person
+    )
+    claims, taken = claims_of(project, person, min(count, MAX_HELD), unless=Exists(too_late))
+    if taken:
+        before = claims[-1].task.sample_id if claims else _last_sample(project, person)
+        for claim in taken:
+            claims += [*_gold_before(claim, project, person, before), claim]
+            before = claim.task.sample_id
     return claims[:count]
 
 

@@ -55,6 +55,7 @@ class NewAnnotation:
     idempotency_key: str
     """The same key by the same annotator keeps one annotation."""
     lease_token: uuid.UUID | None = None
+    """The lease it was made under. What counts is whether the person, not the page, still has the task."""
     prompt_version: str = ""
     confidence: float | None = None
     seconds_spent: float | None = None
@@ -69,6 +70,7 @@ def annotator_for(person: Person) -> Annotator:
     annotator, _ = Annotator.objects.get_or_create(
         person=person, defaults={"kind": Annotator.Kind.PERSON, "name": person.username}
     )
+    annotator.person = person
     return annotator
 
 
@@ -164,11 +166,12 @@ def recorded_before(rows: Sequence[NewAnnotation]) -> dict[tuple[int, str], Anno
 
 
 def locked_tasks(task_ids: Sequence[int]) -> dict[int, Task]:
+    """The tasks by id, locked until the transaction ends. Rows that merely refer to them are not waited for."""
     wanted = sorted(set(task_ids))
     tasks: dict[int, Task] = {}
     for start in range(0, len(wanted), 500):
-        chunk = wanted[start : start + 500]
-        tasks |= {task.pk: task for task in Task.objects.select_for_update().filter(pk__in=chunk).order_by("pk")}
+        chunk = Task.objects.select_for_update(no_key=True).filter(pk__in=wanted[start : start + 500])
+        tasks |= {task.pk: task for task in chunk.order_by("pk")}
     return tasks
 
 
@@ -176,10 +179,10 @@ def _vote_or_advice(row: NewAnnotation) -> Annotation:
     """The row to insert, its slot already taken. Models only advise; people and imports vote while a slot is free."""
     if row.annotator.kind == Annotator.Kind.MODEL or row.approach != Approach.MANUAL:
         return unsaved_annotation(row, standing=Annotation.Standing.ADVICE)
-    person = row.annotator.person
-    if person is not None and tasks_services.has_voted(row.task, person):
-        raise AlreadyAnswered("you have answered this task already")
-    slot_id = tasks_services.fill_slot(row.task, person, row.lease_token)
+    try:
+        slot_id = tasks_services.fill_slot(row.task, row.annotator.person)
+    except tasks_services.SlotFilled:
+        raise AlreadyAnswered("you have answered this task already") from None
     if slot_id is None:
         return unsaved_annotation(row, standing=Annotation.Standing.SURPLUS)
     return unsaved_annotation(row, standing=Annotation.Standing.VOTE, slot_id=slot_id)
@@ -238,7 +241,9 @@ def withdraw(annotation: Annotation, person: Person) -> Claim:
     when somebody has acted on it: another annotation, review or decision came after it, or a version froze it.
     """
     with transaction.atomic():
-        project = Project.objects.select_for_update().get(pk=annotation.task.project_id)  # freezing stamps its row
+        # Freezing stamps the project's row.
+        project = Project.objects.select_for_update(no_key=True).get(pk=annotation.task.project_id)
+        tasks_services.lock_cursor(project.pk, person)
         tasks = locked_tasks([annotation.task_id])
         said = Annotation.objects.select_related("annotator", "slot").get(pk=annotation.pk)
         _check_undo(said, person, project)

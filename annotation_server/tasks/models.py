@@ -115,7 +115,7 @@ class Slot(models.Model):
 
 
 class QueueCursor(models.Model):
-    """Where a person's search for work begins: no slot before it is free for them.
+    """Where a person's search for work begins: nothing they hold and no slot that is free for them stands before it.
 
     Without it, everybody who votes faster than the others would walk past all their own tasks at every claim. Whatever
     makes a slot free again, or puts one in front, moves the cursors behind it back (tasks/services.py).
@@ -125,6 +125,9 @@ class QueueCursor(models.Model):
     person = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
     priority = models.IntegerField()
     position = models.BigIntegerField()
+    empty_until = models.DateTimeField(
+        null=True, help_text="The whole queue had nothing for them: not walked again before then."
+    )
 
     class Meta:
         constraints = (models.UniqueConstraint(name="one_cursor_per_person", fields=("project", "person")),)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models import (
     BigIntegerField,
     BooleanField,
@@ -38,9 +38,12 @@ from trainer.contract.dimensions import DIMENSIONS
 MAX_HELD = 8
 """Most tasks one person holds at a time: those being shown and prepared on their page."""
 
+_TRIES = 8
+_LOOK_AGAIN = timedelta(minutes=1)
+"""How soon somebody who got nothing has the whole queue walked for them again."""
+
 _POSITIONS_PER_SAMPLE = 8
 _POSITIONS_PER_DIMENSION = 1 << 48
-_CLAIM_TRIES = 5
 _ORDER = {dimension.value: place for place, dimension in enumerate(DIMENSIONS)}
 
 
@@ -82,7 +85,10 @@ def create_tasks(
     ]
     Slot.objects.bulk_create(slots, batch_size=2000)
     if slots:
-        _move_cursors_back(project.pk, priority, min(slot.position for slot in slots))
+        # Claims under way are not waited for (they would wait for the import in turn): one that moves on to the next
+        # dimension at this moment finds these late.
+        cursors = QueueCursor.objects.filter(project=project)
+        _move_cursors_back(cursors, priority, min(slot.position for slot in slots))
     return tasks
 
 
@@ -102,47 +108,85 @@ def reorder_queue(project: Project) -> None:
         position = F("sample_id") * _POSITIONS_PER_SAMPLE + place
     of_task = Task.objects.filter(pk=OuterRef("task")).values_list(position)
     with transaction.atomic():
+        _lock_cursors(project.pk)
         Slot.objects.filter(_IN_QUEUE, project=project).update(position=Subquery(of_task))
-        QueueCursor.objects.filter(project=project).delete()
+        QueueCursor.objects.filter(project=project).update(**_AT_THE_START)
 
 
 def prioritise(project: Project, task_ids: Sequence[int], priority: int) -> int:
     """Put what is still to be done of these tasks at a priority; higher comes first. Returns how many slots moved."""
     with transaction.atomic():
+        _lock_cursors(project.pk)
         moved = Slot.objects.filter(_IN_QUEUE, project=project, task__in=task_ids).update(priority=priority)
-        QueueCursor.objects.filter(project=project).delete()
+        QueueCursor.objects.filter(project=project).update(**_AT_THE_START)
     return moved
 
 
-def held(project: Project, person: Person) -> list[Claim]:
-    """What the person holds, the oldest first, every lease renewed. One that ran out and that nobody took is theirs."""
-    slots = list(_held(project, person).order_by("claimed_at", "pk"))
-    if not slots:
-        return []
-    expires_at = timezone.now() + timedelta(seconds=project.lease_seconds)
-    _held(project, person).filter(pk__in=[slot.pk for slot in slots]).update(lease_expires_at=expires_at)
-    # Between the two statements a lease that had run out may have gone to somebody else: read what is left.
-    kept = set(_held(project, person).values_list("pk", "lease_token"))
-    return [_claim(slot, expires_at) for slot in slots if (slot.pk, slot.lease_token) in kept]
+def claims_of(
+    project: Project, person: Person, count: int, *, at_least: int = 0, unless: Exists | None = None
+) -> tuple[list[Claim], list[Claim]]:
+    """What the person holds, the oldest first, every lease renewed; then free tasks in queue order, up to `count` in
+    all but `at_least` that many. `unless` says of a slot that they are not to get it, beside those of tasks they met.
+
+    A lease of theirs that ran out and that nobody took is theirs again.
+    """
+    for _ in range(_TRIES):
+        try:
+            with transaction.atomic():
+                found = _locked_cursor(project, person)
+                if found is not None:
+                    return _renew_and_take(project, person, *found, count, at_least, unless)
+        except IntegrityError:
+            # Another request of the same person has just got a slot of the same task: look again, and see it.
+            continue
+        # Committed before the search that begins at it: whoever frees a slot from now on sees and moves it.
+        QueueCursor.objects.bulk_create(
+            [QueueCursor(project=project, person=person, **_AT_THE_START)], ignore_conflicts=True
+        )
+    raise RuntimeError(f"{person} could not claim in {_TRIES} tries")
 
 
 def claim_next(project: Project, person: Person) -> Claim | None:
-    """The next free task in queue order, beside what the person holds; None when there is nothing for them.
+    """The next free task in queue order, beside what the person holds; None when there is nothing for them."""
+    _, taken = claims_of(project, person, 0, at_least=1)
+    return taken[0] if taken else None
 
-    One UPDATE with a subquery takes the slot, so that no two people ever hold it: on PostgreSQL the subquery locks the
-    row it picks and skips those others are picking; SQLite runs one writer at a time (docs/design.md, decision 3).
-    """
-    for _ in range(_CLAIM_TRIES):
-        try:
-            with transaction.atomic():
-                slot = _take_first(project, person)
-                if slot is not None:
-                    _keep_cursor(slot, person)
-        except IntegrityError:
-            # Another request of the same person has just claimed a slot of the same task: pick again.
-            continue
-        return None if slot is None else _claim(slot, slot.lease_expires_at)
-    return None
+
+def _locked_cursor(project: Project, person: Person) -> tuple[QueueCursor, bool] | None:
+    """The person's cursor, theirs alone until the transaction ends; and whether the project has leases that ran out."""
+    ran_out = Slot.objects.filter(state=Slot.State.CLAIMED, lease_expires_at__lte=timezone.now())
+    expired = ran_out.filter(project=project, ordinal__lt=Slot.EXTRA)
+    mine = QueueCursor.objects.filter(project=project, person=person).annotate(expired=Exists(expired))
+    cursor = mine.select_for_update(of=("self",)).first()
+    return None if cursor is None else (cursor, cursor.expired)
+
+
+def _renew_and_take(
+    project: Project,
+    person: Person,
+    cursor: QueueCursor,
+    expired: bool,
+    count: int,
+    at_least: int,
+    unless: Exists | None,
+) -> tuple[list[Claim], list[Claim]]:
+    now = timezone.now()
+    expires_at = now + timedelta(seconds=project.lease_seconds)
+    holding = _held(project, person).update(lease_expires_at=expires_at)
+    wanted = max(count - holding, at_least)
+    taken: set[uuid.UUID] = set()
+    for number in range(wanted):
+        # Apart, so that gold can be said to have been claimed between them (claim_extra).
+        claimed_at = now + timedelta(milliseconds=10 * number)
+        token = _take_first(project, person, _searches(project, person, cursor, expired, now, unless), now, claimed_at)
+        if token is None:
+            break
+        taken.add(token)
+    slots = list(_held(project, person).order_by("claimed_at", "pk"))
+    if wanted > 0:
+        _keep_cursor(cursor, slots, now, empty=len(taken) < wanted)
+    claims = [_claim(slot, slot.lease_expires_at) for slot in slots]
+    return [one for one in claims if one.lease_token not in taken], [one for one in claims if one.lease_token in taken]
 
 
 def claim_extra(task: Task, person: Person, *, before: int, earlier: timedelta) -> Claim | None:
@@ -178,45 +222,60 @@ def _claim(slot: Slot, expires_at: datetime | None) -> Claim:
     return Claim(slot.pk, slot.task, slot.lease_token, expires_at)
 
 
-def _take_first(project: Project, person: Person) -> Slot | None:
-    """Claim the first slot that is free for the person, wherever the search finds one."""
-    now, token = timezone.now(), uuid.uuid4()
-    for candidates in _searches(project, person, now):
+def _take_first(
+    project: Project, person: Person, searches: Iterator[QuerySet[Slot, int]], now: datetime, claimed_at: datetime
+) -> uuid.UUID | None:
+    """Claim the first slot that is free for the person, wherever a search finds one; its token.
+
+    One UPDATE with a subquery takes the slot, so that no two people ever hold it. On SQLite there is one writer at a
+    time. On PostgreSQL the subquery runs once, before the update (it depends on nothing in it): it skips rows that
+    others are taking, locks the newest version of the one it picks and checks its conditions on that version, so that
+    the update, which follows the key alone, meets the very row that was checked (docs/design.md, decision 3).
+    """
+    token = uuid.uuid4()
+    for candidates in searches:
         won = Slot.objects.filter(pk=Subquery(candidates)).update(
             state=Slot.State.CLAIMED,
             person=person,
             lease_token=token,
             lease_expires_at=now + timedelta(seconds=project.lease_seconds),
-            claimed_at=now,
+            claimed_at=claimed_at,
         )
         if won:
-            return _held(project, person).get(lease_token=token)
+            return token
     return None
 
 
-def _searches(project: Project, person: Person, now: datetime) -> Iterator[QuerySet[Slot, int]]:
-    """Where to look, in order: leases that ran out, from the cursor on, then everything once.
+def _searches(
+    project: Project, person: Person, cursor: QueueCursor, expired: bool, now: datetime, unless: Exists | None
+) -> Iterator[QuerySet[Slot, int]]:
+    """Where to look, in order: leases that ran out before the cursor, from the cursor on, then everything once.
 
-    The last finds what came free before the cursor while the cursor was being moved: rare, late, never lost.
+    The last finds what was passed over while another transaction, which then came to nothing, had its row: rare, late,
+    never lost. Who got nothing from it asks for it again only after a while: it walks the whole queue.
     """
-    cursor = QueueCursor.objects.filter(project=project, person=person).first()
-    if cursor is not None:
-        expired = Slot.objects.filter(state=Slot.State.CLAIMED, lease_expires_at__lte=now, ordinal__lt=Slot.EXTRA)
-        if expired.filter(project=project).exists():
-            yield _first_free(expired, project, person, now)
-        at_once = Slot.objects.filter(_IN_QUEUE)
-        yield _first_free(at_once.filter(priority=cursor.priority, position__gte=cursor.position), project, person, now)
-        yield _first_free(at_once.filter(priority__lt=cursor.priority), project, person, now)
-    yield _first_free(Slot.objects.filter(_IN_QUEUE), project, person, now)
+    before = Q(priority__gt=cursor.priority) | Q(priority=cursor.priority, position__lt=cursor.position)
+    if expired:
+        ran_out = Slot.objects.filter(before, state=Slot.State.CLAIMED, lease_expires_at__lte=now)
+        yield _first_free(ran_out, project, person, now, unless)
+    at_once = Slot.objects.filter(_IN_QUEUE)
+    from_here = at_once.filter(priority=cursor.priority, position__gte=cursor.position)
+    yield _first_free(from_here, project, person, now, unless)
+    yield _first_free(at_once.filter(priority__lt=cursor.priority), project, person, now, unless)
+    if cursor.empty_until is None or cursor.empty_until <= now:
+        yield _first_free(at_once, project, person, now, unless)
 
 
-def _first_free(among: QuerySet[Slot], project: Project, person: Person, now: datetime) -> QuerySet[Slot, int]:
+def _first_free(
+    among: QuerySet[Slot], project: Project, person: Person, now: datetime, unless: Exists | None
+) -> QuerySet[Slot, int]:
     """The first slot in queue order that nobody holds, on a task the person neither has a slot of nor skipped."""
     mine = Slot.objects.filter(task=OuterRef("task"), person=person).exclude(pk=OuterRef("pk"))
     skipped = Flag.objects.filter(task=OuterRef("task"), person=person, skipped=True)
+    met = [~Exists(mine), ~Exists(skipped), *([] if unless is None else [~unless])]
     return (
         among.select_for_update(skip_locked=True, of=("self",))
-        .filter(_free(now), ~Exists(mine), ~Exists(skipped), project=project, ordinal__lt=Slot.EXTRA)
+        .filter(_free(now), *met, project=project, ordinal__lt=Slot.EXTRA)
         .order_by("-priority", "position", "ordinal")
         .values_list("pk", flat=True)[:1]
     )
@@ -227,28 +286,49 @@ _IN_QUEUE = RawSQL("state IN ('open', 'claimed')", (), output_field=BooleanField
 
 
 def _held(project: Project, person: Person) -> QuerySet[Slot]:
-    return Slot.objects.select_related("task__sample__original", "task__project").filter(
-        person=person, project=project, state=Slot.State.CLAIMED
-    )
+    return _with_task(Slot.objects.filter(person=person, project=project, state=Slot.State.CLAIMED))
+
+
+def _with_task(slots: QuerySet[Slot]) -> QuerySet[Slot]:
+    return slots.select_related("task__sample__original", "task__project")
 
 
 def _free(now: datetime) -> Q:
     return Q(state=Slot.State.OPEN) | Q(state=Slot.State.CLAIMED, lease_expires_at__lte=now)
 
 
-def _keep_cursor(slot: Slot, person: Person) -> None:
-    at = {"priority": slot.priority, "position": slot.position}
-    mine = QueueCursor.objects.filter(project=slot.project_id, person=person)
-    if not mine.update(**at):
-        QueueCursor.objects.bulk_create(
-            [QueueCursor(project_id=slot.project_id, person=person, **at)], ignore_conflicts=True
-        )
+_AT_THE_START = {"priority": 2**31 - 1, "position": 0}
+_AT_THE_END = {"priority": -(2**31), "position": 2**63 - 1}
 
 
-def _move_cursors_back(project_id: int, priority: int, position: int) -> None:
-    """A slot at this place is free again, or new: whoever searches behind it must begin there."""
+def _keep_cursor(cursor: QueueCursor, holding: Sequence[Slot], now: datetime, *, empty: bool) -> None:
+    """Move the person's cursor to the first of what they hold, after a search: nothing before it is free for them.
+
+    Not past what they hold: should they lose its lease, the task's other slots are free for them. `empty`: there was
+    nothing more for them, in the whole queue where it was looked through.
+    """
+    first = min(holding, key=lambda slot: (-slot.priority, slot.position), default=None)
+    at = _AT_THE_END if first is None else {"priority": first.priority, "position": first.position}
+    looked_through = cursor.empty_until is None or cursor.empty_until <= now
+    empty_until = None if not empty else now + _LOOK_AGAIN if looked_through else cursor.empty_until
+    if (cursor.priority, cursor.position, cursor.empty_until) != (at["priority"], at["position"], empty_until):
+        QueueCursor.objects.filter(pk=cursor.pk).update(**at, empty_until=empty_until)
+
+
+def _lock_cursors(project_id: int) -> None:
+    """Let claims under way end first and later ones wait, so that none moves its cursor past what becomes free.
+
+    Always before a lock on tasks or slots and in one order, so that no two transactions wait for each other. Nothing to
+    do where there is one writer at a time.
+    """
+    if connection.features.has_select_for_update:
+        list(QueueCursor.objects.select_for_update().filter(project=project_id).order_by("pk").values_list("pk"))
+
+
+def _move_cursors_back(cursors: QuerySet[QueueCursor], priority: int, position: int) -> None:
+    """A slot at this place is free again, or new: those of whom it may be one and who search behind it begin there."""
     behind = Q(priority__lt=priority) | Q(priority=priority, position__gt=position)
-    QueueCursor.objects.filter(behind, project=project_id).update(priority=priority, position=position)
+    cursors.filter(behind).update(priority=priority, position=position)
 
 
 def extend_lease(slot_id: int, lease_token: uuid.UUID) -> datetime | None:
@@ -266,40 +346,59 @@ def extend_lease(slot_id: int, lease_token: uuid.UUID) -> datetime | None:
 
 def release(slot_id: int, lease_token: uuid.UUID) -> bool:
     """Give a claimed task back to the queue at once. False when the lease was no longer held."""
-    with transaction.atomic():
-        slot = _claimed(slot_id, lease_token).select_for_update().first()
-        if slot is None:
-            return False
-        if slot.ordinal >= Slot.EXTRA:
-            slot.delete()
-        else:
-            _claimed(slot_id, lease_token).update(**_NOBODY, state=Slot.State.OPEN)
-            _move_cursors_back(slot.project_id, slot.priority, slot.position)
-    return True
+    return _release(_claimed(slot_id, lease_token)) > 0
 
 
 def release_all(project: Project, person: Person, lease_tokens: Sequence[uuid.UUID]) -> int:
     """Give back what the person holds under these tokens. Returns how many tasks that were."""
-    mine = _held(project, person).filter(lease_token__in=lease_tokens).values_list("pk", "lease_token")
-    return sum(release(slot_id, token) for slot_id, token in mine if token is not None)
+    return _release(_held(project, person).filter(lease_token__in=lease_tokens))
+
+
+def _release(claimed: QuerySet[Slot]) -> int:
+    claimed = claimed.select_related(None).order_by("pk")
+    with transaction.atomic():
+        for project_id in set(claimed.order_by().values_list("project_id", flat=True)):
+            _lock_cursors(project_id)
+        slots = list(claimed.select_for_update())
+        Slot.objects.filter(pk__in=[slot.pk for slot in slots if slot.ordinal >= Slot.EXTRA]).delete()
+        wanted = [slot for slot in slots if slot.ordinal < Slot.EXTRA]
+        Slot.objects.filter(pk__in=[slot.pk for slot in wanted]).update(**_NOBODY, state=Slot.State.OPEN)
+        for slot in wanted:
+            met = Slot.objects.filter(task=slot.task_id, person=OuterRef("person"))
+            skipped = Flag.objects.filter(task=slot.task_id, person=OuterRef("person"), skipped=True)
+            asked = QueueCursor.objects.filter(~Exists(met), ~Exists(skipped), project=slot.project_id)
+            _move_cursors_back(asked, slot.priority, slot.position)
+    return len(slots)
 
 
 def reopen(slot_id: int, person: Person) -> Claim:
-    """Take the vote out of a filled slot and put the task back into the hands of who gave it.
+    """Take the vote out of a filled slot and put the task back into the hands of who gave it. Call it in the
+    transaction that takes back the vote, after `lock_cursor`.
 
     It counts as claimed when it was, so that it comes before what they claimed ahead since.
     """
-    slot = Slot.objects.select_related("task__sample__original", "task__project").get(pk=slot_id)
+    slot = _with_task(Slot.objects.all()).get(pk=slot_id)
     slot.state, slot.person, slot.lease_token = Slot.State.CLAIMED, person, uuid.uuid4()
     slot.lease_expires_at = timezone.now() + timedelta(seconds=slot.task.project.lease_seconds)
     slot.save(update_fields=["state", "person", "lease_token", "lease_expires_at"])
-    _move_cursors_back(slot.project_id, slot.priority, slot.position)
+    mine = QueueCursor.objects.filter(project=slot.project_id, person=person)
+    _move_cursors_back(mine, slot.priority, slot.position)
     return _claim(slot, slot.lease_expires_at)
 
 
+def lock_cursor(project_id: int, person: Person) -> None:
+    """Let the person's own claims wait until the transaction ends: before the locks it takes on tasks and slots."""
+    if connection.features.has_select_for_update:
+        mine = QueueCursor.objects.select_for_update().filter(project=project_id, person=person)
+        list(mine.values_list("pk"))
+
+
 def drop_open_slots(task_ids: Sequence[int]) -> None:
-    """No more votes are wanted on these tasks. What is held or done stays."""
-    Slot.objects.filter(task__in=task_ids, state=Slot.State.OPEN).delete()
+    """No more votes are wanted on these tasks. What is held or done stays, and so does what is being claimed."""
+    with transaction.atomic():
+        # Locked first: a delete works by key, and would not see that a slot has been claimed since it was chosen.
+        open_now = Slot.objects.select_for_update(skip_locked=True).filter(task__in=task_ids, state=Slot.State.OPEN)
+        Slot.objects.filter(pk__in=list(open_now.values_list("pk", flat=True))).delete()
 
 
 def flag(*, task: Task, person: Person, reason: str, note: str, skip: bool) -> Flag:
@@ -328,7 +427,7 @@ def unskip(task: Task, person: Person) -> bool:
     with transaction.atomic():
         gone, _ = Flag.objects.filter(task=task, person=person, skipped=True).delete()
         if gone:
-            QueueCursor.objects.filter(project=task.project_id, person=person).delete()
+            QueueCursor.objects.filter(project=task.project_id, person=person).update(**_AT_THE_START)
     return bool(gone)
 
 
@@ -344,34 +443,34 @@ def _claimed(slot_id: int, lease_token: uuid.UUID) -> QuerySet[Slot]:
 _NOBODY = {"person": None, "lease_token": None, "lease_expires_at": None, "claimed_at": None}
 
 
-def fill_slot(task: Task, person: Person | None, lease_token: uuid.UUID | None) -> int | None:
+def fill_slot(task: Task, person: Person | None) -> int | None:
     """Put a vote into a slot of the task and return the slot's id, or None when no slot is free any more.
 
-    The slot whose lease is `lease_token` is taken if it still is the person's; else any slot nobody holds. Call it in
-    the transaction that saves the vote. `person` is None for an import.
+    The slot that the person holds is taken, whichever tab claimed it, else any that nobody holds. Call it in the
+    transaction that saves the vote, with the task locked. `person` is None for an import. Raises SlotFilled when one of
+    the task's votes is the person's already.
     """
-    if lease_token is not None:
-        mine = Slot.objects.filter(task=task, person=person, lease_token=lease_token, state=Slot.State.CLAIMED)
-        slot_id = mine.values_list("pk", flat=True).first()
-        if slot_id is not None and mine.update(state=Slot.State.DONE, lease_token=None, lease_expires_at=None):
-            return slot_id
+    slots = list(Slot.objects.filter(task=task).order_by("ordinal"))
     if person is not None:
-        # A second claim of the same task by the same person cannot be: it is theirs without the token (another tab).
-        own = Slot.objects.filter(task=task, person=person, state=Slot.State.CLAIMED)
-        slot_id = own.values_list("pk", flat=True).first()
-        if slot_id is not None and own.update(state=Slot.State.DONE, lease_token=None, lease_expires_at=None):
-            return slot_id
+        mine = [slot for slot in slots if slot.person_id == person.pk]
+        if any(slot.state == Slot.State.DONE for slot in mine):
+            raise SlotFilled
+        for slot in mine:
+            if Slot.objects.filter(pk=slot.pk, person=person, state=Slot.State.CLAIMED).update(**_FILLED):
+                return slot.pk
     now = timezone.now()
-    free = Slot.objects.filter(_free(now), task=task, ordinal__lt=Slot.EXTRA).order_by("ordinal")
-    for slot_id in free.values_list("pk", flat=True):
-        taken = Slot.objects.filter(_free(now), pk=slot_id).update(
-            state=Slot.State.DONE, person=person, lease_token=None, lease_expires_at=None, claimed_at=now
-        )
-        if taken:
-            return slot_id
+    for slot in slots:
+        if slot.ordinal >= Slot.EXTRA:
+            break  # somebody's check, not a wanted vote
+        if slot.state == Slot.State.OPEN or (slot.lease_expires_at is not None and slot.lease_expires_at <= now):
+            free = Slot.objects.filter(_free(now), pk=slot.pk)
+            if free.update(**_FILLED, person=person, claimed_at=now):
+                return slot.pk
     return None
 
 
-def has_voted(task: Task, person: Person) -> bool:
-    """Whether one of the task's votes is the person's already."""
-    return Slot.objects.filter(task=task, person=person, state=Slot.State.DONE).exists()
+_FILLED = {"state": Slot.State.DONE, "lease_token": None, "lease_expires_at": None}
+
+
+class SlotFilled(Exception):
+    """One of the task's votes is the person's already."""

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from annotation_server.annotations.models import Annotation
 from annotation_server.annotations.queue import next_claims
-from annotation_server.tasks.models import Slot, Task
+from annotation_server.tasks.models import QueueCursor, Slot, Task
 from annotation_server.tasks.services import _searches, claim_next, extend_lease, release
 from tests.server.factories import annotate, make_member, make_project, make_sample, make_task
 
@@ -168,9 +168,11 @@ def test_claiming_walks_the_queue_index_instead_of_sorting_the_table(begun: bool
     project = make_project()
     make_sample(project)
     annotator = make_member(project)
-    if begun:
-        claim_next(project, annotator)
-    for search in _searches(project, annotator, timezone.now()):
+    claim_next(project, annotator)
+    cursor = QueueCursor.objects.get()
+    if not begun:
+        cursor.priority, cursor.position = 2**31 - 1, 0
+    for search in _searches(project, annotator, cursor, False, timezone.now(), None):
         plan = search.explain()
         assert "slot_queue" in plan
         assert "TEMP B-TREE" not in plan

@@ -47,7 +47,7 @@ export function listen(stage, viewer) {
       viewer.marks.cancel();
     }
     pressed.set(event.pointerId, { x: event.clientX, y: event.clientY });
-    stage.setPointerCapture(event.pointerId);
+    found.area.setPointerCapture(event.pointerId);
   });
 
   stage.addEventListener("pointermove", (event) => {

@@ -191,17 +191,11 @@ export class Viewer {
     this.panBy(x - nowX, y - nowY, pane);
   }
 
-  // The picture that reaches furthest decides how far one can go; what is smaller than its frame stays in the middle.
+  // A picture always covers the place where it fits, so that zooming out ends there without a jump.
   #hold() {
-    let [x, y] = [0.5, 0.5];
-    for (const pane of this.#visible()) {
-      if (!pane.picture.full) continue;
-      const { scale } = pane.at(this.view);
-      x = Math.min(x, pane.frame.width / 2 / (pane.picture.width * scale));
-      y = Math.min(y, pane.frame.height / 2 / (pane.picture.height * scale));
-    }
-    this.view.x = between(x, this.view.x, 1 - x);
-    this.view.y = between(y, this.view.y, 1 - y);
+    const least = 0.5 / Math.max(1, this.view.zoom);
+    this.view.x = between(least, this.view.x, 1 - least);
+    this.view.y = between(least, this.view.y, 1 - least);
   }
 
   // ---- The original over the candidates ----
@@ -307,7 +301,7 @@ export class Viewer {
 
   #draw() {
     const reference = this.#reference();
-    if (reference) this.#hold();
+    this.#hold();
     const percent = reference ? reference.at(this.view).scale * devicePixelRatio : 0;
     const overlay = this.#flicker ? "flicker" : this.#overlay;
     this.root.classList.toggle("pixelated", percent > PIXELATED);
