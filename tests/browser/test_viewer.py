@@ -683,6 +683,26 @@ def test_the_adjudication_form_keeps_its_checkboxes(sign_in: SignIn, reviewer: P
     assert errors == []
 
 
+def test_marks_of_answers_are_shown_on_the_pictures(sign_in: SignIn, reviewer: Person, project: Project) -> None:
+    task = make_task(project, quarters(), *[quarters()] * 4)
+    marks = [{"letter": "B", "x": 0.25, "y": 0.75}, {"letter": "C", "x": 0.5, "y": 0.5, "w": 0.25, "h": 0.25}]
+    annotate(task, make_member(project, username="ada"), "A", marks=marks)
+    page = sign_in(reviewer)
+    open_task(page, task)
+    point = page.get_by_role("group", name="Candidate B").locator(".viewer-tag")
+    expect(point).to_have_text("1")
+    box, place, tag = frame(page, 2), places(page)[2], point.bounding_box()
+    assert tag is not None
+    across = (tag["x"] + tag["width"] / 2 - box["x"]) / box["width"]
+    down = (tag["y"] + tag["height"] / 2 - box["y"]) / box["height"]
+    assert (across, down) == pytest.approx((place[0] + place[2] / 4, place[1] + place[3] * 3 / 4), abs=0.01)
+    expect(page.get_by_role("group", name="Candidate C").locator(".viewer-mark.box")).to_have_count(1)
+    expect(page.locator(".vote li").nth(1)).to_have_attribute("data-number", "2")
+    page.mouse.click(tag["x"] + 10, tag["y"] + 10)  # somebody else's: nothing happens
+    expect(page.get_by_role("button", name="Remove mark")).to_have_count(0)
+    expect(page.locator(".viewer-mark")).to_have_count(2)
+
+
 def test_without_javascript_the_panes_are_plain(sign_in: SignIn, project: Project, reviewer: Person) -> None:
     task = make_task(project, quarters(), *(plain(colour) for colour in QUARTERS))
     page = sign_in(reviewer, java_script_enabled=False)
