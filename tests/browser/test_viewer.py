@@ -100,7 +100,7 @@ def settle(page: Page) -> None:
 def open_task(page: Page, task: Task) -> None:
     page.goto(f"/projects/cans/tasks/{task.pk}")
     expect(page.locator(".viewer-pane img.here").first).to_be_visible()
-    page.wait_for_function("document.querySelectorAll('.viewer-pane[data-state=loading]').length === 0")
+    expect(page.locator(".viewer-pane[data-state=loading]")).to_have_count(0)
     settle(page)
 
 
@@ -496,6 +496,20 @@ def test_a_large_picture_is_shown_by_its_preview_and_loaded_only_for_a_closer_lo
     page.mouse.up()
     gaps = sorted(page.evaluate("() => { cancelAnimationFrame(window.watching); return window.gaps; }"))
     assert gaps[len(gaps) // 2] < 50, f"half of the frames took longer than {gaps[len(gaps) // 2]:.0f} ms"
+
+
+def test_what_is_transparent_looks_the_same_from_near(sign_in: SignIn, project: Project, reviewer: Person) -> None:
+    glass = plain(WHITE, (2000, 2000))
+    glass.putalpha(128)
+    task = make_task(project, glass, glass)
+    page = sign_in(reviewer)
+    open_task(page, task)
+    far = colour_at(page, 1, 0.5, 0.5)
+    assert far != GREY
+    tool(page, "actual").click()
+    expect(page.locator(".viewer-base img:last-child.here")).to_have_count(2)
+    expect(page.locator(".viewer-base img:first-child.here")).to_have_count(0)  # it would shine through
+    assert near(colour_at(page, 1, 0.5, 0.5), far, within=2)
 
 
 def test_a_picture_that_fails_says_so_and_can_be_tried_again(
