@@ -100,7 +100,7 @@ def settle(page: Page) -> None:
 def open_task(page: Page, task: Task) -> None:
     page.goto(f"/projects/cans/tasks/{task.pk}")
     expect(page.locator(".viewer-pane img.here").first).to_be_visible()
-    page.wait_for_function("document.querySelectorAll('.viewer-pane[data-state=loading]').length === 0")
+    expect(page.locator(".viewer-pane[data-state=loading]")).to_have_count(0)
     settle(page)
 
 
@@ -498,6 +498,20 @@ def test_a_large_picture_is_shown_by_its_preview_and_loaded_only_for_a_closer_lo
     assert gaps[len(gaps) // 2] < 50, f"half of the frames took longer than {gaps[len(gaps) // 2]:.0f} ms"
 
 
+def test_what_is_transparent_looks_the_same_from_near(sign_in: SignIn, project: Project, reviewer: Person) -> None:
+    glass = plain(WHITE, (2000, 2000))
+    glass.putalpha(128)
+    task = make_task(project, glass, glass)
+    page = sign_in(reviewer)
+    open_task(page, task)
+    far = colour_at(page, 1, 0.5, 0.5)
+    assert far != GREY
+    tool(page, "actual").click()
+    expect(page.locator(".viewer-base img:last-child.here")).to_have_count(2)
+    expect(page.locator(".viewer-base img:first-child.here")).to_have_count(0)  # it would shine through
+    assert near(colour_at(page, 1, 0.5, 0.5), far, within=2)
+
+
 def test_a_picture_that_fails_says_so_and_can_be_tried_again(
     sign_in: SignIn, project: Project, reviewer: Person
 ) -> None:
@@ -681,6 +695,26 @@ def test_the_adjudication_form_keeps_its_checkboxes(sign_in: SignIn, reviewer: P
     expect(page.get_by_text("Nothing is disputed.")).to_be_visible()
     assert Task.objects.get(pk=task.pk).resolution.answer == frozenset("AD")
     assert errors == []
+
+
+def test_marks_of_answers_are_shown_on_the_pictures(sign_in: SignIn, reviewer: Person, project: Project) -> None:
+    task = make_task(project, quarters(), *[quarters()] * 4)
+    marks = [{"letter": "B", "x": 0.25, "y": 0.75}, {"letter": "C", "x": 0.5, "y": 0.5, "w": 0.25, "h": 0.25}]
+    annotate(task, make_member(project, username="ada"), "A", marks=marks)
+    page = sign_in(reviewer)
+    open_task(page, task)
+    point = page.get_by_role("group", name="Candidate B").locator(".viewer-tag")
+    expect(point).to_have_text("1")
+    box, place, tag = frame(page, 2), places(page)[2], point.bounding_box()
+    assert tag is not None
+    across = (tag["x"] + tag["width"] / 2 - box["x"]) / box["width"]
+    down = (tag["y"] + tag["height"] / 2 - box["y"]) / box["height"]
+    assert (across, down) == pytest.approx((place[0] + place[2] / 4, place[1] + place[3] * 3 / 4), abs=0.01)
+    expect(page.get_by_role("group", name="Candidate C").locator(".viewer-mark.box")).to_have_count(1)
+    expect(page.locator(".vote li").nth(1)).to_have_attribute("data-number", "2")
+    page.mouse.click(tag["x"] + 10, tag["y"] + 10)  # somebody else's: nothing happens
+    expect(page.get_by_role("button", name="Remove mark")).to_have_count(0)
+    expect(page.locator(".viewer-mark")).to_have_count(2)
 
 
 def test_without_javascript_the_panes_are_plain(sign_in: SignIn, project: Project, reviewer: Person) -> None:

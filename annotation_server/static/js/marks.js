@@ -105,7 +105,7 @@ export class Marks {
       }
       this.#elements.set(mark, element);
     }
-    element.firstChild.textContent = mark.label ?? number;
+    element.firstChild.textContent = number;
     if (this.strings.removeMark) {
       element.setAttribute("aria-label", said(this.strings.removeMark, mark.letter).replace("{number}", number));
     }

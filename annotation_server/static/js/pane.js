@@ -17,6 +17,13 @@ const MARGIN = 4; // CSS pixels of the surround on each side of a picture that f
 // How many of the preview's pixels may be missing before the full picture is worth loading.
 const ENOUGH = 1.05;
 
+// Whether a picture has transparent parts, where a preview below it would shine through.
+function seeThrough(image) {
+  const context = new OffscreenCanvas(16, 16).getContext("2d");
+  context.drawImage(image, 0, 0, 16, 16);
+  return context.getImageData(0, 0, 16, 16).data.some((value, index) => index % 4 === 3 && value < 255);
+}
+
 // A picture: its preview at once, and the full one over it once the zoom shows more pixels than the preview has.
 class Layer {
   picture = null;
@@ -24,6 +31,7 @@ class Layer {
   #turn = 0;
   #wanted = false;
   #fineReady = false;
+  #alone = false; // the full picture without the preview below it
   #at = [0, 0, 1];
   #coarse = picture("sync"); // painted in the frame it is shown in: no pane is grey for a moment
   #fine = picture("async"); // decoded beside the page's own work; the preview below it shows until then
@@ -42,7 +50,7 @@ class Layer {
     }
     const turn = ++this.#turn;
     this.picture = picture;
-    this.ready = this.#wanted = this.#fineReady = false;
+    this.ready = this.#wanted = this.#fineReady = this.#alone = false;
     // Hidden at once: a browser goes on showing the picture before until the next one is there.
     for (const image of [this.#coarse, this.#fine]) {
       image.classList.remove("here");
@@ -64,7 +72,7 @@ class Layer {
   async place(left, top, scale, ratio) {
     if (!this.ready) return true;
     this.#at = [left, top, scale];
-    this.#put(this.#coarse);
+    if (!this.#alone) this.#put(this.#coarse);
     if (this.#fineReady) this.#put(this.#fine);
     const { full, preview, width } = this.picture;
     if (this.#wanted || !preview || preview === full) return true;
@@ -81,6 +89,9 @@ class Layer {
     if (turn === this.#turn) {
       this.#fineReady = true;
       this.#put(this.#fine);
+      // Else the preview stays below: it shows where a fast hand is ahead of what is drawn of the full picture.
+      this.#alone = seeThrough(this.#coarse);
+      this.#coarse.classList.toggle("here", !this.#alone);
     }
     return true;
   }

@@ -1,5 +1,5 @@
 // The pages that show a task's pictures beside what was said about them (task.html, adjudicate.html): makes a viewer of
-// the server's own panes, with a toolbar, and lets a form's checkboxes outline what is chosen.
+// the server's own panes, with a toolbar; lets a form's checkboxes outline what is chosen, and shows the marks that the page lists beside its answers.
 // Not here: seeing (viewer.js), annotating (workbench.js).
 
 import { Viewer } from "./viewer.js";
@@ -18,7 +18,6 @@ function begin(root) {
   }));
   const boxes = pictures.flatMap(({ caption }) => (caption ? [caption.querySelector("input")] : []));
   const tools = root.querySelector("[data-tools]");
-  const marks = root.querySelector("script[type='application/json']");
   const viewer = new Viewer(root, { strings: { ...root.dataset } });
   root.classList.remove("panes");
   tools.hidden = false;
@@ -54,6 +53,16 @@ function begin(root) {
 
   const choose = () => viewer.setChosen(boxes.filter((box) => box.checked).map((box) => box.value));
   root.addEventListener("change", choose);
-  viewer.show(pictures, { marks: marks ? JSON.parse(marks.textContent) : [] });
+  viewer.show(pictures, { marks: listed() });
   choose();
+}
+
+// The marks of every answer on the page, numbered through, in its list and on the pictures alike.
+function listed() {
+  return [...document.querySelectorAll("[data-marks] li")].map((item, index) => {
+    item.dataset.number = index + 1;
+    const { letter, ...place } = item.dataset;
+    const mark = { letter, x: Number(place.x), y: Number(place.y) };
+    return place.w === undefined ? mark : { ...mark, w: Number(place.w), h: Number(place.h) };
+  });
 }
