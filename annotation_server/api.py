@@ -18,6 +18,7 @@ from annotation_server.accounts.api import AUTHENTICATION
 from annotation_server.accounts.api import router as accounts_router
 from annotation_server.accounts.http import AuthenticatedRequest
 from annotation_server.annotations.api import router as annotations_router
+from annotation_server.annotations.quality_api import router as quality_router
 from annotation_server.annotations.services import AlreadyAnswered, AnnotationRefused
 from annotation_server.datasets.api import router as datasets_router
 from annotation_server.datasets.models import DatasetVersion, Export
@@ -40,7 +41,15 @@ api = NinjaAPI(
     auth=AUTHENTICATION,
     description='Every error is `{"error": {"code", "message", "field"?}}`. Send `Authorization: Bearer TOKEN`.',
 )
-for router in (accounts_router, projects_router, samples_router, annotations_router, runs_router, datasets_router):
+for router in (
+    accounts_router,
+    projects_router,
+    samples_router,
+    annotations_router,
+    quality_router,
+    runs_router,
+    datasets_router,
+):
     api.add_router("", router)
 
 

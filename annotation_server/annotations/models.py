@@ -98,7 +98,8 @@ class Annotation(models.Model):
             ),
         )
         indexes = (
-            models.Index(name="annotation_of_task", fields=("task", "standing")),
+            # All that the task browser's filters ask of a task's annotations.
+            models.Index(name="annotation_of_task", fields=("task", "standing", "approach", "annotator")),
             models.Index(name="annotation_by_annotator", fields=("annotator", "-id")),
         )
 

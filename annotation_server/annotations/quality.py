@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import UTC, date, timedelta
 from statistics import median
+from typing import Any
 
 from django.db import connection
-from django.db.models import Aggregate, CharField, Count, Value
-from django.db.models.functions import Cast, Concat, TruncDate
+from django.db.models import Aggregate, CharField, Count, Func, Value
+from django.db.models.functions import Cast, Concat
 from django.utils import timezone
 
 from annotation_server.accounts.models import Person
-from annotation_server.annotations.accuracy import GoldAccuracy, gold_accuracy
+from annotation_server.annotations.accuracy import Checked, GoldAccuracy, gold_accuracy_of_all
 from annotation_server.annotations.agreement import (
     Estimate,
     Said,
@@ -52,6 +53,19 @@ class _Joined(Aggregate):
     def __init__(self, expression: object) -> None:
         self.function = "STRING_AGG" if connection.vendor == "postgresql" else "GROUP_CONCAT"
         super().__init__(expression, Value(","))
+
+
+class _Day(Func):
+    """The day of a time, in UTC, as text. Django's own function for it calls Python for every row on SQLite."""
+
+    output_field = CharField()
+
+    def as_sqlite(self, compiler: Any, database: Any, **context: Any) -> Any:
+        return self.as_sql(compiler, database, template="SUBSTR(%(expressions)s, 1, 10)", **context)
+
+    def as_postgresql(self, compiler: Any, database: Any, **context: Any) -> Any:
+        template = "TO_CHAR(%(expressions)s AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
+        return self.as_sql(compiler, database, template=template, **context)
 
 
 def said_by_task(project: Project, dimension: str) -> dict[Said, int]:
@@ -165,12 +179,13 @@ def _daily(project: Project, days: int) -> list[tuple[int, date, int]]:
     since = timezone.now() - timedelta(days=days)
     rows = Annotation.objects.filter(task__project=project, created_at__gte=since)
     rows = rows.exclude(standing=Annotation.Standing.WITHDRAWN)
-    grouped = rows.annotate(day=TruncDate("created_at")).values("annotator_id", "day").annotate(number=Count("pk"))
-    return [(row["annotator_id"], row["day"], row["number"]) for row in grouped.order_by()]
+    grouped = rows.annotate(day=_Day("created_at")).values("annotator_id", "day").annotate(number=Count("pk"))
+    found = grouped.order_by().values_list("annotator_id", "day", "number")
+    return [(who, date.fromisoformat(day), number) for who, day, number in found]
 
 
 def _days(counted: Mapping[date, int], days: int) -> Days:
-    today = timezone.localdate()
+    today = timezone.now().astimezone(UTC).date()
     return [(day, counted.get(day, 0)) for day in (today - timedelta(days=ago) for ago in range(days - 1, -1, -1))]
 
 
@@ -218,6 +233,7 @@ def people(project: Project, only: Person | None = None, *, checked: bool) -> li
         lines = {only.pk: lines.get(only.pk) or PersonLine(person=only, membership=None)}
     daily = per_day_by_annotator(project)
     others = agreement_with_others(project) if checked else {}
+    golds = gold_accuracy_of_all(project) if checked else {}
     said = Flag.objects.filter(task__project=project).values_list("person_id", "skipped").annotate(number=Count("pk"))
     flagged = {(person_id, skipped): number for person_id, skipped, number in said.order_by()}
     for person_id, line in lines.items():
@@ -227,7 +243,7 @@ def people(project: Project, only: Person | None = None, *, checked: bool) -> li
         line.skips, line.flags = flagged.get((person_id, True), 0), flagged.get((person_id, False), 0)
         line.days = daily.get(annotator_id) or _days({}, DAYS_SHOWN)
         if checked:
-            line.gold = gold_accuracy(project, line.person)
+            line.gold = golds.get(person_id) or GoldAccuracy(Checked(), {})
             line.with_others = others.get(annotator_id, WithOthers())
     return sorted(lines.values(), key=lambda line: line.person.username)
 

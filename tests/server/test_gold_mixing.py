@@ -9,7 +9,7 @@ import pytest
 from django.utils import timezone
 
 from annotation_server.accounts.models import AuditEvent, Person
-from annotation_server.annotations.accuracy import gold_accuracy, pause, resume
+from annotation_server.annotations.accuracy import gold_accuracy, gold_accuracy_of_all, pause, resume
 from annotation_server.annotations.models import Annotation, Resolution
 from annotation_server.annotations.queue import next_claims, paused
 from annotation_server.annotations.services import add_gold
@@ -54,6 +54,21 @@ def test_it_works() -> None:
     checked = gold_accuracy(project, annotator)
     assert (checked.overall.answers, checked.overall.exact, checked.overall.mean_credit) == (1, 0, 0.5)
     assert checked.dimensions["physical_shadow"].answers == 1
+
+
+def test_accuracy_is_over_the_last_answers_only() -> None:
+    project = make_project(gold_window=5, dimensions=["physical_shadow"])
+    annotator, other = make_member(project), make_member(project)
+    for number, task in enumerate(make_gold(project, 8)):
+        annotate(task, annotator, "AC" if number >= 5 else "B")
+        if number == 0:
+            annotate(task, other, "AC")
+
+    checked = gold_accuracy(project, annotator)
+
+    assert (checked.overall.answers, checked.overall.exact) == (5, 3)
+    everybody = gold_accuracy_of_all(project)
+    assert everybody == {annotator.pk: checked, other.pk: gold_accuracy(project, other)}
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3])

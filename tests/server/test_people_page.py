@@ -138,3 +138,26 @@ def test_an_undefined_coefficient_is_not_available(project: Project, client: Cli
     page = client.get(f"/projects/{project.slug}/agreement").content.decode()
     assert page.count("n/a") > 6
     assert "nan" not in page
+
+
+def test_the_api_says_the_same_to_those_who_review(project: Project, client: Client) -> None:
+    ada, grace = make_member(project, username="ada"), make_member(project, username="grace")
+    for answer in ("A", "B"):
+        task = make_task(project)
+        annotate(task, ada, answer)
+        annotate(task, grace, answer)
+    root = f"/api/v1/projects/{project.slug}"
+    client.force_login(make_member(project, Role.REVIEWER, "reviewer"))
+
+    found = {row["username"]: row for row in client.get(f"{root}/people").json()}
+    assert (found["ada"]["answered"], found["ada"]["same_as_others"], found["ada"]["paused"]) == (2, 1.0, "")
+    lines = client.get(f"{root}/agreement").json()
+    assert {(line["coefficient"], line["value"]) for line in lines} >= {("fleiss", 1.0), ("cohen", 1.0)}
+    assert client.post(f"{root}/people/ada/pause", {"why": "tired"}, "application/json").json() == {"changed": True}
+    assert Membership.objects.get(person=ada).paused_why == "tired"
+    assert client.post(f"{root}/people/ada/resume").json() == {"changed": True}
+    assert client.post(f"{root}/people/nobody/resume").status_code == 404
+
+    client.force_login(ada)
+    for page in ("people", "agreement"):
+        assert client.get(f"{root}/{page}").status_code == 403

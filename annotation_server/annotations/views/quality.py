@@ -55,7 +55,8 @@ def _person_row(line: PersonLine, dimensions: list[str]) -> list[object]:
     row += [line.skips, line.flags, "yes" if member and member.paused_at else ""]
     if line.gold is not None and line.with_others is not None:
         row += [line.gold.overall.answers, line.gold.overall.share]
-        row += [line.gold.dimensions[name].share for name in dimensions]
+        checked = line.gold.dimensions
+        row += [checked[name].share if name in checked else None for name in dimensions]
         row.append(line.with_others.share)
     return row
 
