@@ -110,6 +110,7 @@ def database(url: str) -> dict[str, Any]:
         raise ImproperlyConfigured(f"DATABASE_URL: {error}") from error
     match config["ENGINE"]:
         case "django.db.backends.sqlite3":
+            config["ENGINE"] = "annotation_server.sqlite"  # its writers take turns
             config["OPTIONS"] = {
                 "transaction_mode": "IMMEDIATE",  # a transaction that will write waits at its start, never fails midway
                 "timeout": 20,

@@ -45,7 +45,7 @@ def agreed_answer(rule: str, votes: Sequence[Answer], candidate_count: int) -> A
 
 def settle(tasks: Sequence[Task]) -> None:
     """Bring state and resolution of locked tasks up to what the ledger says."""
-    projects = {project.pk: project for project in Project.objects.filter(pk__in={task.project_id for task in tasks})}
+    projects = Project.objects.in_bulk({task.project_id for task in tasks})
     for start in range(0, len(tasks), 500):
         _settle_some(tasks[start : start + 500], projects)
 
