@@ -88,6 +88,7 @@ class _Judge:
         http = http_connection(self.port)
         claims = self.post(http, f"projects/{self.slug}/claims", {"count": 4})["claims"]
         start.wait()
+        http.close()  # the server may have ended an idle connection: open it again
         for _ in range(cycles):
             began = time.perf_counter()
             said = self.post(

@@ -20,6 +20,6 @@ from annotation_server.settings import *  # noqa: E402, F403 - after the environ
 from annotation_server.settings import DATABASES  # noqa: E402
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+if DATABASES["default"]["ENGINE"] == "annotation_server.sqlite":
     # A file, not memory: only there do the write-ahead log and the locks behave as they do in use.
     DATABASES["default"]["TEST"] = {"NAME": f"{HOME}/tests.sqlite3"}

@@ -22,7 +22,7 @@ from annotation_server.annotations.decisions import adjudicate, review
 from annotation_server.annotations.drafts import DraftConflict, DraftRefused, drafts_of, save_draft
 from annotation_server.annotations.examples import examples_shown
 from annotation_server.annotations.forms import MAX_RATIONALE
-from annotation_server.annotations.models import Annotation, Approach, Draft, Resolution, Review
+from annotation_server.annotations.models import Annotation, Annotator, Approach, Draft, Resolution, Review
 from annotation_server.annotations.queue import next_claims, paused
 from annotation_server.annotations.selectors import (
     PAGE_ROWS,
@@ -317,8 +317,8 @@ def get_guidelines(request: AuthenticatedRequest, slug: str) -> list[GuidelinesO
 def claim(request: AuthenticatedRequest, slug: str, payload: ClaimsIn) -> ClaimsOut:
     """Up to `count` tasks under a lease each. Asking again renews the leases of what you hold: it is the heartbeat."""
     access = access_to(request.user, slug, Capability.ANNOTATE)
-    membership = paused(access.project, request.user)
     claims = next_claims(access.project, request.user, payload.count)
+    membership = None if claims else paused(access.project, request.user)
     drafts = drafts_of(request.user, [claim.task.pk for claim in claims])
     shown = pictures_shown_to(request.user, access.project, [claim.task for claim in claims])
     return ClaimsOut(
@@ -584,9 +584,15 @@ def _annotation(annotation: Annotation) -> AnnotationOut:
         standing=annotation.standing,
         answer=sorted(annotation.answer),
         rationale=annotation.rationale,
-        caveat=" ".join(endpoint.caveat for endpoint in annotation.annotator.endpoints.all() if endpoint.caveat),
+        caveat=_caveat(annotation),
         created_at=annotation.created_at,
     )
+
+
+def _caveat(annotation: Annotation) -> str:
+    if annotation.annotator.kind != Annotator.Kind.MODEL:
+        return ""
+    return " ".join(endpoint.caveat for endpoint in annotation.annotator.endpoints.all() if endpoint.caveat)
 
 
 def _detail(access: Access, task: Task) -> TaskDetailOut:

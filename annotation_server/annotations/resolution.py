@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
-from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from annotation_server.annotations.models import Annotation, Approach, GoldAnswer, Resolution, Review
@@ -46,26 +45,34 @@ def agreed_answer(rule: str, votes: Sequence[Answer], candidate_count: int) -> A
 
 def settle(tasks: Sequence[Task]) -> None:
     """Bring state and resolution of locked tasks up to what the ledger says."""
-    projects = {project.pk: project for project in Project.objects.filter(pk__in={task.project_id for task in tasks})}
+    projects = Project.objects.in_bulk({task.project_id for task in tasks})
     for start in range(0, len(tasks), 500):
         _settle_some(tasks[start : start + 500], projects)
 
 
 def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None:
+    ids = [task.pk for task in tasks]
+    known = list(Annotation.objects.filter(task__in=ids, standing__in=_COUNTED).order_by("pk"))
+    reviews = _reviews(ids)
+    refused = {said.annotation_id for said in reviews if said.verdict == Review.Verdict.REJECTED}
     annotations: dict[int, list[Annotation]] = defaultdict(list)
-    counted = Annotation.objects.exclude(standing__in=(Annotation.Standing.SURPLUS, Annotation.Standing.WITHDRAWN))
     turned_down: dict[int, set[Answer]] = defaultdict(set)
-    for annotation in counted.filter(task__in=tasks).annotate(turned_down=_REJECTED_ADVICE).order_by("pk"):
-        if annotation.turned_down:
+    for annotation in known:
+        # What a model said and a reviewer turned down counts for nothing, nor does another model saying the same
+        # resolve the task; votes that were turned down still are votes.
+        if annotation.standing == Annotation.Standing.ADVICE and annotation.pk in refused:
             turned_down[annotation.task_id].add(annotation.answer)
         else:
             annotations[annotation.task_id].append(annotation)
-    wanted: Counter[int] = Counter(Slot.objects.filter(task__in=tasks).values_list("task_id", flat=True))
-    gold = dict(GoldAnswer.objects.filter(task__in=tasks).values_list("task_id", "answer"))
-    rejected = _rejected(tasks)
-    standing = {resolution.task_id: resolution for resolution in Resolution.objects.filter(task__in=tasks)}
+    advice = {annotation.pk for annotation in known if annotation.standing == Annotation.Standing.ADVICE}
+    latest = {said.task_id: said.verdict for said in reviews if said.annotation_id not in advice}  # the last stands
+    rejected = {task_id for task_id, verdict in latest.items() if verdict == Review.Verdict.REJECTED}
+    wanted: Counter[int] = Counter(Slot.objects.filter(task__in=ids).values_list("task_id", flat=True))
+    gold = dict(GoldAnswer.objects.filter(task__in=ids).values_list("task_id", "answer"))
+    standing = {resolution.task_id: resolution for resolution in Resolution.objects.filter(task__in=ids)}
 
-    made, changed, removed, states = [], [], [], []
+    made, changed, removed = [], [], []
+    states: dict[str, list[int]] = defaultdict(list)
     for task in tasks:
         before = standing.get(task.pk)
         after, state = _resolve(
@@ -88,25 +95,21 @@ def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None
             changed.append(after)
         if task.state != state:
             task.state = state
-            states.append(task)
+            states[state].append(task.pk)
     Resolution.objects.filter(pk__in=removed).delete()
     Resolution.objects.bulk_create(made)
     Resolution.objects.bulk_update(changed, [*(name.removesuffix("_id") for name in _DECIDED_FIELDS), "updated_at"])
-    Task.objects.bulk_update(states, ["state"])
+    for state, of_state in states.items():
+        Task.objects.filter(pk__in=of_state).update(state=state)
 
 
-_REJECTED_ADVICE = Q(standing=Annotation.Standing.ADVICE) & Exists(
-    Review.objects.filter(annotation=OuterRef("pk"), verdict=Review.Verdict.REJECTED)
-)
-"""What a model said and a reviewer turned down counts for nothing, nor does another model saying the same resolve the
-task; votes that were turned down still are votes."""
+_COUNTED = (Annotation.Standing.VOTE, Annotation.Standing.ADVICE, Annotation.Standing.DECISION)
 
 
-def _rejected(tasks: Sequence[Task]) -> set[int]:
-    """Of these tasks, those whose votes a reviewer turned down, as the last thing a reviewer said of them."""
-    reviews = Review.objects.filter(task__in=tasks).exclude(annotation__standing=Annotation.Standing.ADVICE)
-    latest = dict(reviews.order_by("pk").values_list("task", "verdict"))  # the last of a task stands
-    return {task_id for task_id, verdict in latest.items() if verdict == Review.Verdict.REJECTED}
+def _reviews(task_ids: Sequence[int]) -> list[Review]:
+    """What reviewers said of these tasks, the oldest first."""
+    said = Review.objects.filter(task__in=task_ids).order_by("pk")
+    return list(said.only("task_id", "annotation_id", "verdict"))
 
 
 _DECIDED_FIELDS = ("answer", "source", "rationale_from_id", "votes", "agreement", "decided_by_id")

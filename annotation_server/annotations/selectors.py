@@ -155,7 +155,7 @@ def pre_annotations(task: Task) -> list[Annotation]:
 
 def task_in(project: Project, task_id: int) -> Task | None:
     """A task of the project with its sample and original."""
-    return project.tasks.select_related("sample__original", "project").filter(pk=task_id).first()
+    return project.tasks.select_related("sample__original").filter(pk=task_id).first()
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,8 +65,12 @@ class Access:
 def access_to(person: Person, slug: str, *needed: Capability) -> Access:
     """The door. A stranger learns nothing, not even that the project exists (Http404); a member without a needed
     capability is refused (PermissionDenied)."""
-    project = Project.objects.filter(slug=slug).first()
-    access = _access(person, project) if project else None
+    # One query for a member: every request of an annotator comes through here.
+    membership = Membership.objects.select_related("project").filter(project__slug=slug, person=person).first()
+    project = membership.project if membership else None
+    if project is None and person.is_superuser:
+        project = Project.objects.filter(slug=slug).first()
+    access = _access(person, project, membership) if project else None
     if access is None:
         raise Http404("There is no such project, or you are not a member of it.")
     for capability in needed:
@@ -98,8 +102,7 @@ def may_name_keys(person: Person) -> bool:
     return person.is_superuser
 
 
-def _access(person: Person, project: Project) -> Access | None:
-    membership = Membership.objects.filter(project=project, person=person).first()
+def _access(person: Person, project: Project, membership: Membership | None) -> Access | None:
     role = Role(membership.role) if membership else None
     if person.is_superuser:
         return Access(project, person, role, frozenset(Capability))

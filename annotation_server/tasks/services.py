@@ -185,6 +185,8 @@ def _renew_and_take(
     slots = list(_held(project, person).order_by("claimed_at", "pk"))
     if wanted > 0:
         _keep_cursor(cursor, slots, now, empty=len(taken) < wanted)
+    for slot in slots:
+        slot.task.project = project  # read once for all of them: it is wide
     claims = [_claim(slot, slot.lease_expires_at) for slot in slots]
     return [one for one in claims if one.lease_token not in taken], [one for one in claims if one.lease_token in taken]
 
@@ -290,7 +292,7 @@ def _held(project: Project, person: Person) -> QuerySet[Slot]:
 
 
 def _with_task(slots: QuerySet[Slot]) -> QuerySet[Slot]:
-    return slots.select_related("task__sample__original", "task__project")
+    return slots.select_related("task__sample__original")
 
 
 def _free(now: datetime) -> Q:
