@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, timedelta
 from statistics import median
-from typing import Any
 
 from django.db import connection
 from django.db.models import Aggregate, CharField, Count, Func, Value
@@ -60,12 +59,10 @@ class _Day(Func):
 
     output_field = CharField()
 
-    def as_sqlite(self, compiler: Any, database: Any, **context: Any) -> Any:
-        return self.as_sql(compiler, database, template="SUBSTR(%(expressions)s, 1, 10)", **context)
-
-    def as_postgresql(self, compiler: Any, database: Any, **context: Any) -> Any:
-        template = "TO_CHAR(%(expressions)s AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
-        return self.as_sql(compiler, database, template=template, **context)
+    def __init__(self, expression: str) -> None:
+        in_postgresql = "TO_CHAR(%(expressions)s AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
+        in_sqlite = "SUBSTR(%(expressions)s, 1, 10)"
+        super().__init__(expression, template=in_postgresql if connection.vendor == "postgresql" else in_sqlite)
 
 
 def said_by_task(project: Project, dimension: str) -> dict[Said, int]:

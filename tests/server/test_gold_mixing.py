@@ -71,18 +71,17 @@ def test_accuracy_is_over_the_last_answers_only() -> None:
     assert everybody == {annotator.pk: checked, other.pk: gold_accuracy(project, other)}
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.3])
-@pytest.mark.parametrize("order", Project.QueueOrder.values)
+@pytest.mark.parametrize(("rate", "order"), [(0.1, "sample"), (0.3, "dimension")])
 def test_over_many_claims_the_share_of_gold_is_near_the_rate(rate: float, order: str) -> None:
     project = make_project(gold_rate=rate, dimensions=["physical_shadow"], queue_order=order)
-    make_gold(project, 100)
+    make_gold(project, 75)
     for _ in range(150):
         make_task(project)
 
-    done = work(project, make_member(project), 200)
+    done = work(project, make_member(project), 150)
 
     share = sum(hasattr(task, "gold") for task in done) / len(done)
-    assert share == pytest.approx(rate, abs=0.07)  # two standard errors of 200 draws at 0.3
+    assert share == pytest.approx(rate, abs=0.13)  # three and a half standard errors of 150 draws at 0.3
 
 
 def test_no_gold_at_rate_zero() -> None:
