@@ -191,13 +191,13 @@ def test_the_network_is_cut_in_the_middle_and_comes_back(sign_in: SignIn, projec
     page.keyboard.press("Enter")
     at_task(page, "bottle-2")
     expect(page.get_by_text("The server cannot be reached. Go on working")).to_be_visible()
-    expect(page.get_by_text("2 answers wait to be sent")).to_be_visible()
+    expect(page.get_by_text("Waiting to be sent: 2")).to_be_visible()
     assert said() == []
 
     page.context.set_offline(False)
     wait_until(page, lambda: len(said()) == 2)
     assert said() == [("A", "Written without a network."), ("D", "")]
-    expect(page.get_by_text("wait to be sent")).to_be_hidden()
+    expect(page.get_by_text("Waiting to be sent")).to_be_hidden()
 
 
 def test_what_waits_survives_a_closed_tab(sign_in: SignIn, project: Project, annotator: Person) -> None:
