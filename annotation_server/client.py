@@ -163,6 +163,20 @@ class Client:
             },
         )
 
+    def withdraw(self, slug: str, annotation_id: int) -> Claimed:
+        """Undo your last answer; you hold its task again."""
+        return _claimed(self._object("POST", f"/projects/{slug}/annotations/{annotation_id}/withdraw"))
+
+    def flag(self, slug: str, task_id: int, reason: str, note: str = "", *, skip: bool = False) -> dict[str, Any]:
+        """Say that something is wrong with a task; with `skip` instead of answering it."""
+        said = {"reason": reason, "note": note, "skip": skip}
+        return self._object("POST", f"/projects/{slug}/tasks/{task_id}/flags", said)
+
+    def review(self, slug: str, task_id: int, verdict: str, **said: object) -> dict[str, Any]:
+        """Accept, correct or reject what stands for a task; `said` as the API takes it (reason, answer, rationale …)."""
+        body = {"verdict": verdict, "idempotency_key": str(uuid.uuid4()), **said}
+        return self._object("POST", f"/projects/{slug}/tasks/{task_id}/reviews", body)
+
     def tasks(self, slug: str, *, state: str = "", dimension: str = "", after: int = 0) -> dict[str, Any]:
         """One page: ``{"tasks": […], "next_after": id or None}``."""
         wanted = {"state": state, "dimension": dimension, "after": after}

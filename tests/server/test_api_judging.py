@@ -88,6 +88,28 @@ def test_submitting_twice_keeps_one_annotation(project: Project, annotator: Clie
     assert (refused.value.status, refused.value.code) == (409, "already_answered")
 
 
+def test_a_task_is_undone_skipped_and_reviewed(project: Project, annotator: Client, manager: Client) -> None:
+    make_sample(project)
+    claimed = annotator.next_task(project.slug)
+    assert claimed is not None
+    said = annotator.submit(project.slug, claimed, ["A"], "A stands.")
+    again = annotator.withdraw(project.slug, said["id"])
+    assert again.task_id == claimed.task_id
+    annotator.submit(project.slug, again, ["B"], idempotency_key="second")
+    with pytest.raises(ApiRefused, match="expected one of"):
+        annotator.flag(project.slug, claimed.task_id, "boring")
+    skipped = annotator.next_task(project.slug)
+    assert skipped is not None
+    annotator.flag(project.slug, skipped.task_id, "unclear", skip=True)
+    assert (following := annotator.next_task(project.slug)) is None or following.task_id != skipped.task_id
+
+    reviewed = manager.review(
+        project.slug, claimed.task_id, "corrected", answer=["C"], rationale="C, look at the foot."
+    )
+    assert reviewed["verdict"] == "corrected"
+    assert manager.task(project.slug, claimed.task_id)["resolution"]["answer"] == ["C"]
+
+
 def test_a_released_task_goes_back_and_its_lease_is_lost(project: Project, annotator: Client, manager: Client) -> None:
     make_sample(project)
     claimed = annotator.next_task(SLUG)
