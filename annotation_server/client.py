@@ -173,7 +173,7 @@ class Client:
         return self._object("POST", f"/projects/{slug}/tasks/{task_id}/flags", said)
 
     def review(self, slug: str, task_id: int, verdict: str, **said: object) -> dict[str, Any]:
-        """Accept, correct or reject what stands for a task; `said` as the API takes it (reason, answer, rationale …)."""
+        """Accept, correct or reject what stands for a task; `said`: reason, answer, rationale …"""
         body = {"verdict": verdict, "idempotency_key": str(uuid.uuid4()), **said}
         return self._object("POST", f"/projects/{slug}/tasks/{task_id}/reviews", body)
 

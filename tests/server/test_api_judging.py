@@ -89,6 +89,9 @@ def test_submitting_twice_keeps_one_annotation(project: Project, annotator: Clie
 
 
 def test_a_task_is_undone_skipped_and_reviewed(project: Project, annotator: Client, manager: Client) -> None:
+    project.overlap = 1
+    project.save()
+    make_sample(project)
     make_sample(project)
     claimed = annotator.next_task(project.slug)
     assert claimed is not None
@@ -96,7 +99,7 @@ def test_a_task_is_undone_skipped_and_reviewed(project: Project, annotator: Clie
     again = annotator.withdraw(project.slug, said["id"])
     assert again.task_id == claimed.task_id
     annotator.submit(project.slug, again, ["B"], idempotency_key="second")
-    with pytest.raises(ApiRefused, match="expected one of"):
+    with pytest.raises(ApiRefused, match="reason: Input should be 'unclear'"):
         annotator.flag(project.slug, claimed.task_id, "boring")
     skipped = annotator.next_task(project.slug)
     assert skipped is not None
