@@ -227,6 +227,11 @@ class MovedOut(Schema):
     slots: int
 
 
+class AnnotatedOut(AnnotationOut):
+    next: ClaimsOut | None
+    """What `hold` asked for."""
+
+
 class LeaseIn(Schema):
     lease_token: uuid.UUID
 
@@ -252,6 +257,8 @@ class AnnotationIn(AnswerIn):
     marks: list[MarkIn] = Field([])
     shown_order: str = ""
     """The candidates' letters in the order they were shown, where it was not their own."""
+    hold: int = Field(0, ge=0, le=MAX_HELD)
+    """Also claim up to so many tasks, as `claims` does: the next ones come with the answer."""
     seconds_spent: float | None = Field(None, ge=0)
 
 
@@ -316,16 +323,7 @@ def get_guidelines(request: AuthenticatedRequest, slug: str) -> list[GuidelinesO
 @router.post("/projects/{slug}/claims", response=ClaimsOut)
 def claim(request: AuthenticatedRequest, slug: str, payload: ClaimsIn) -> ClaimsOut:
     """Up to `count` tasks under a lease each. Asking again renews the leases of what you hold: it is the heartbeat."""
-    access = access_to(request.user, slug, Capability.ANNOTATE)
-    claims = next_claims(access.project, request.user, payload.count)
-    membership = None if claims else paused(access.project, request.user)
-    drafts = drafts_of(request.user, [claim.task.pk for claim in claims])
-    shown = pictures_shown_to(request.user, access.project, [claim.task for claim in claims])
-    return ClaimsOut(
-        claims=[_claim(claim, access, shown[claim.task.pk], drafts.get(claim.task.pk)) for claim in claims],
-        paused=(membership.paused_why or "paused") if membership else "",
-        left=None if claims else QueueLeftOut(**asdict(queue_left(access.project, request.user))),
-    )
+    return _claims(access_to(request.user, slug, Capability.ANNOTATE), payload.count)
 
 
 @router.post("/projects/{slug}/claims/release", response=ReleasedOut)
@@ -350,8 +348,8 @@ def give_back(request: HttpRequest, slot_id: int, payload: LeaseIn) -> ReleasedO
     return ReleasedOut(released=release(slot_id, payload.lease_token))
 
 
-@router.post("/projects/{slug}/tasks/{task_id}/annotations", response={201: AnnotationOut})
-def annotate(request: AuthenticatedRequest, slug: str, task_id: int, payload: AnnotationIn) -> AnnotationOut:
+@router.post("/projects/{slug}/tasks/{task_id}/annotations", response={201: AnnotatedOut})
+def annotate(request: AuthenticatedRequest, slug: str, task_id: int, payload: AnnotationIn) -> AnnotatedOut:
     """Answer a task. The same key again returns the first annotation; `standing` says whether it counts."""
     access = access_to(request.user, slug, Capability.ANNOTATE)
     task = _task_in(access, task_id)
@@ -367,7 +365,8 @@ def annotate(request: AuthenticatedRequest, slug: str, task_id: int, payload: An
         marks=_marks(payload.marks),
         meta={"shown_order": payload.shown_order[:8]} if payload.shown_order else {},
     )
-    return _annotation(record_annotation(new))
+    said = _annotation(record_annotation(new))
+    return AnnotatedOut(**said.model_dump(), next=_claims(access, payload.hold) if payload.hold else None)
 
 
 @router.post("/projects/{slug}/annotations/{annotation_id}/withdraw", response=ClaimOut)
@@ -515,6 +514,18 @@ def _task_in(access: Access, task_id: int) -> Task:
     if task is None:
         raise Http404("There is no such task in this project.")
     return task
+
+
+def _claims(access: Access, count: int) -> ClaimsOut:
+    claims = next_claims(access.project, access.person, count)
+    membership = None if claims else paused(access.project, access.person)
+    drafts = drafts_of(access.person, [claim.task.pk for claim in claims])
+    shown = pictures_shown_to(access.person, access.project, [claim.task for claim in claims])
+    return ClaimsOut(
+        claims=[_claim(claim, access, shown[claim.task.pk], drafts.get(claim.task.pk)) for claim in claims],
+        paused=(membership.paused_why or "paused") if membership else "",
+        left=None if claims else QueueLeftOut(**asdict(queue_left(access.project, access.person))),
+    )
 
 
 def _claim(claim: Claim, access: Access, shown: Sequence[Picture], draft: Draft | None) -> ClaimOut:

@@ -85,6 +85,14 @@ def test_claims_are_held_and_filled_up(client: Client, project: Project, annotat
     assert (said.answer, said.rationale, said.standing) == (frozenset("AC"), "Both are fine.", "vote")
 
 
+def test_an_answer_may_bring_the_next_tasks(client: Client, project: Project, annotator: Person) -> None:
+    held = claims(client, project, 2)
+    said = submit(client, project, held[0], hold=2).json()  # type: ignore[attr-defined]
+    last = Task.objects.order_by("pk").values_list("pk", flat=True).last()
+    assert [claim["task"]["id"] for claim in said["next"]["claims"]] == [held[1]["task"]["id"], last]
+    assert submit(client, project, held[1]).json()["next"] is None  # type: ignore[attr-defined]
+
+
 def test_asking_again_is_the_heartbeat(client: Client, project: Project, annotator: Person) -> None:
     (before,) = claims(client, project, 1)
     Slot.objects.filter(state="claimed").update(lease_expires_at=timezone.now() + timedelta(seconds=1))

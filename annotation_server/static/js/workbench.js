@@ -78,6 +78,11 @@ async function refillOnce() {
     if (!queue.length) panel(error instanceof Offline ? "offline" : "error", error.message);
     return;
   }
+  await take(said);
+}
+
+// What the server says this person holds becomes the queue; what is shown stays.
+async function take(said) {
   setOnline(true);
   const current = queue[0];
   // What was answered while this was on its way is still held there, and done here.
@@ -228,6 +233,7 @@ function submit() {
       lease_token: claim.lease_token,
       seconds_spent: Math.round(timeSpent()) / 1000,
       shown_order: shownOrder === [...shownOrder].sort().join("") ? "" : shownOrder,
+      hold: runsLow(queue.length - 1) ? setup.hold : 0,
     },
   });
   remember({ kind: "answer", key, claim, said: before });
@@ -236,7 +242,13 @@ function submit() {
   done += 1;
   part("count").textContent = words.count.replace("{number}", done);
   next();
-  outbox.flush().then(refill);
+  // The answer brings what is next, unless it came while more was waiting.
+  outbox.flush().then(() => runsLow(queue.length) && refill());
+}
+
+// Whether so few tasks are in hand that it is time to ask for more: every other answer, which halves the requests' work.
+function runsLow(inHand) {
+  return inHand <= setup.hold / 2;
 }
 
 function next() {
@@ -333,8 +345,8 @@ outbox.addEventListener("sent", (event) => {
     act.annotation = answer.id;
     writeHistory();
   }
-  setOnline(true);
   otherTabs?.postMessage({ answered: entry.task });
+  if (answer.next) take(answer.next);
   if (answer.standing === "surplus") notice("elsewhere", true, words.surplus);
 });
 outbox.addEventListener("refused", (event) => {
