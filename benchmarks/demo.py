@@ -92,6 +92,7 @@ class Demo:
         self.port, self.model_port, self.trained_port = _free_ports(3)
         self.env = {
             **os.environ,
+            "DJANGO_SETTINGS_MODULE": "annotation_server.settings",  # also where the tests' settings are in force
             "WINNOW_HOME": str(home),
             "PORT": str(self.port),
             "MODEL_PORT": str(self.model_port),
