@@ -158,7 +158,6 @@ class Client:
                 "answer": sorted(answer),
                 "rationale": rationale,
                 "idempotency_key": idempotency_key or claimed.lease_token,
-                "lease_token": claimed.lease_token,
                 "seconds_spent": seconds_spent,
             },
         )

@@ -106,7 +106,6 @@ class _Judge:
                     "answer": ["A", "C"],
                     "rationale": "The shadow of B falls to the wrong side.",
                     "idempotency_key": claims[0]["lease_token"],
-                    "lease_token": claims[0]["lease_token"],
                     "hold": 4 if self.at_once and len(claims) <= 3 else 0,
                 },
             )
@@ -292,7 +291,6 @@ def _cycle_times(samples: int) -> tuple[list[float], list[float]]:
                 approach="manual",
                 answer=frozenset("A"),
                 idempotency_key=uuid.uuid4().hex,
-                lease_token=claim.lease_token,
             )
         )
         records.append(time.perf_counter() - start)

@@ -253,7 +253,6 @@ class AnswerIn(Schema):
 
 
 class AnnotationIn(AnswerIn):
-    lease_token: uuid.UUID | None = None
     marks: list[MarkIn] = Field([])
     shown_order: str = ""
     """The candidates' letters in the order they were shown, where it was not their own."""
@@ -360,7 +359,6 @@ def annotate(request: AuthenticatedRequest, slug: str, task_id: int, payload: An
         answer=_answer(payload, task),
         rationale=payload.rationale,
         idempotency_key=payload.idempotency_key,
-        lease_token=payload.lease_token,
         seconds_spent=payload.seconds_spent,
         marks=_marks(payload.marks),
         meta={"shown_order": payload.shown_order[:8]} if payload.shown_order else {},

@@ -7,7 +7,6 @@ decisions above the votes (decisions.py).
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +53,6 @@ class NewAnnotation:
     rationale: str = ""
     idempotency_key: str
     """The same key by the same annotator keeps one annotation."""
-    lease_token: uuid.UUID | None = None
     """The lease it was made under. What counts is whether the person, not the page, still has the task."""
     prompt_version: str = ""
     confidence: float | None = None

@@ -145,7 +145,7 @@ def test_undo_is_refused_after_somebody_acted(sign_in: SignIn, project: Project,
     other = make_member(project)
     claimed = claim_next(project, other)
     assert claimed is not None
-    annotate(claimed.task, other, "B", lease_token=claimed.lease_token)
+    annotate(claimed.task, other, "B")
 
     page.keyboard.press("u")
     expect(page.get_by_text("can no longer be undone")).to_be_visible()
@@ -280,7 +280,7 @@ def test_a_task_that_went_to_others_says_so(sign_in: SignIn, project: Project, a
     faster = make_member(project)
     claimed = claim_next(project, faster)
     assert claimed is not None
-    annotate(claimed.task, faster, "B", lease_token=claimed.lease_token)
+    annotate(claimed.task, faster, "B")
     expect(page.get_by_text("may be in other hands by now")).to_be_visible()
     page.keyboard.press("a")
     page.keyboard.press("Enter")

@@ -51,8 +51,13 @@ def test_an_adjudicator_goes_from_dispute_to_dispute_by_keys(sign_in: SignIn, re
     for said in ("Ada sees two.", "Bob looked twice."):
         expect(page.get_by_text(said)).to_be_visible()
     expect(page.get_by_text("at 25 %, 50 %")).to_be_visible()
+    page.keyboard.press("b")
+    expect(page.locator(".viewer .chosen")).to_have_count(1)
+    page.keyboard.press("n")
+    expect(page.locator(".viewer .chosen")).to_have_count(0)
     page.keyboard.press("a")
     page.keyboard.press("c")
+    expect(page.locator(".viewer .chosen")).to_have_count(2)
     page.get_by_label("Rationale").fill("A and C, look at the foot.")
     page.keyboard.press("Control+Enter")
     expect(page.get_by_text("is decided")).to_be_visible()

@@ -41,7 +41,7 @@ def test_the_dimensions_of_a_sample_come_in_a_row() -> None:
     seen = []
     while claim := claim_next(project, annotator):
         seen.append(claim.task)
-        annotate(claim.task, annotator, "A", lease_token=claim.lease_token)
+        annotate(claim.task, annotator, "A")
 
     assert seen == first + second
 
@@ -84,7 +84,7 @@ def test_nobody_gets_a_task_twice_however_many_votes_it_wants() -> None:
     annotator = make_member(project)
     claim = claim_next(project, annotator)
     assert claim is not None
-    annotate(task, annotator, "A", lease_token=claim.lease_token)
+    annotate(task, annotator, "A")
 
     assert claim_next(project, annotator) is None
     assert claim_next(project, make_member(project)) is not None
@@ -138,7 +138,7 @@ def test_sixteen_people_at_once_give_exactly_k_votes_each(overlap: int) -> None:
     def work(annotator: object) -> None:
         try:
             while claim := claim_next(project, annotator):  # type: ignore[arg-type]
-                annotate(claim.task, annotator, "AB", lease_token=claim.lease_token)  # type: ignore[arg-type]
+                annotate(claim.task, annotator, "AB")  # type: ignore[arg-type]
         except Exception as error:  # noqa: BLE001 - whatever a thread died of fails the test below
             errors.append(error)
         finally:

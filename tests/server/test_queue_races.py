@@ -78,7 +78,7 @@ def test_it_works(overlap: int) -> None:
 
     def work(person: Person) -> None:
         while claims := next_claims(project, person, 3):
-            assert annotate(claims[0].task, person, "A", lease_token=claims[0].lease_token).standing == "vote"
+            assert annotate(claims[0].task, person, "A").standing == "vote"
 
     all_at_once([lambda person=person: work(person) for person in people])  # type: ignore[misc]
 
@@ -98,7 +98,7 @@ def test_with_all_that_people_do(overlap: int) -> None:
 
     def answer(person: Person, task: Task, token: uuid.UUID) -> Annotation | None:
         try:
-            annotation = annotate(task, person, "A", lease_token=token, idempotency_key=str(token))
+            annotation = annotate(task, person, "A", idempotency_key=str(token))
         except AlreadyAnswered:
             return None
         said.append((person.pk, str(token)))

@@ -31,7 +31,7 @@ def test_it_works() -> None:
     claim = claim_next(task.project, annotator)
     assert claim is not None
 
-    saved = annotate(task, annotator, "CA", rationale=" B has no shadow. ", lease_token=claim.lease_token)
+    saved = annotate(task, annotator, "CA", rationale=" B has no shadow. ")
 
     saved.refresh_from_db()
     assert saved.answer == {"A", "C"}
@@ -78,7 +78,7 @@ def test_a_late_submission_fills_the_slot_if_it_is_free() -> None:
     assert claim is not None
     Slot.objects.update(lease_expires_at=timezone.now() - timedelta(hours=1))
 
-    assert annotate(task, annotator, "A", lease_token=claim.lease_token).standing == "vote"
+    assert annotate(task, annotator, "A").standing == "vote"
 
 
 def test_a_submission_after_all_slots_are_filled_is_surplus() -> None:
@@ -90,7 +90,7 @@ def test_a_submission_after_all_slots_are_filled_is_surplus() -> None:
     claim_next(task.project, quick)
     annotate(task, quick, "A")
 
-    kept = annotate(task, slow, "B", lease_token=late.lease_token)
+    kept = annotate(task, slow, "B")
 
     assert kept.standing == "surplus"
     assert task.resolution.answer == {"A"}

@@ -40,7 +40,7 @@ def test_it_works() -> None:
     assert (said.standing, said.slot) == ("withdrawn", None)  # kept in the ledger, counts nowhere
     assert said.answer == frozenset("AC")
 
-    again = annotate(task, annotator, "A", lease_token=claim.lease_token)
+    again = annotate(task, annotator, "A")
     assert again.standing == "vote"
     assert Resolution.objects.get().answer == frozenset("A")
     assert not Draft.objects.exists()
@@ -51,7 +51,7 @@ def test_the_task_comes_before_what_was_claimed_ahead() -> None:
     make_sample(project)
     annotator = make_member(project)
     first, second = next_claims(project, annotator, 2)
-    said = annotate(first.task, annotator, "A", lease_token=first.lease_token)
+    said = annotate(first.task, annotator, "A")
     withdraw(said, annotator)
     assert [claim.task for claim in next_claims(project, annotator, 2)] == [first.task, second.task]
 

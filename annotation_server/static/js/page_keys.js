@@ -32,20 +32,13 @@ document.addEventListener("keydown", (event) => {
     opened.open = true;
     opened.querySelector("textarea").focus();
   } else if (box) {
-    toggle(box);
+    box.click(); // says so to whoever shows what is chosen
     document.querySelectorAll("details[data-open-key]").forEach((details) => (details.open = true));
   } else return;
   event.preventDefault();
 });
 
 // "None" and letters exclude each other.
-const toggle = (box) => {
-  box.checked = !box.checked;
-  if (!box.checked) return;
-  const others = box.name === "none" ? "input[name=letters]" : "input[name=none]";
-  document.querySelectorAll(others).forEach((other) => (other.checked = false));
-};
-
 document.addEventListener("change", (event) => {
   if (!event.target.matches("input[name=letters], input[name=none]") || !event.target.checked) return;
   const others = event.target.name === "none" ? "input[name=letters]" : "input[name=none]";

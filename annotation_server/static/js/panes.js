@@ -52,7 +52,8 @@ function begin(root) {
   });
 
   const choose = () => viewer.setChosen(boxes.filter((box) => box.checked).map((box) => box.value));
-  root.addEventListener("change", choose);
+  // In the next frame, when a box outside ("none") and what it cleared have settled.
+  if (boxes.length) document.addEventListener("change", () => requestAnimationFrame(choose));
   viewer.show(pictures, { marks: listed() });
   choose();
 }

@@ -230,7 +230,6 @@ function submit() {
       rationale: before.rationale,
       marks: before.marks,
       idempotency_key: key,
-      lease_token: claim.lease_token,
       seconds_spent: Math.round(timeSpent()) / 1000,
       shown_order: shownOrder === [...shownOrder].sort().join("") ? "" : shownOrder,
       hold: runsLow(queue.length - 1) ? setup.hold : 0,
