@@ -128,7 +128,6 @@ def test_a_page_session_needs_its_csrf_token(project: Project) -> None:
         ({"answer": ["Z"], "idempotency_key": "k"}, "answer"),
         ({"answer": "A", "idempotency_key": "k"}, "answer"),
         ({"answer": ["A"], "idempotency_key": ""}, "idempotency_key"),
-        ({"answer": ["A"], "idempotency_key": "k", "lease_token": "x"}, "lease_token"),
         ({"answer": ["A"], "idempotency_key": "k", "seconds_spent": -1}, "seconds_spent"),
     ],
 )
