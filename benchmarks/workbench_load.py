@@ -7,7 +7,9 @@ each. Run by workbench.py with the database in the environment. Not here: which 
 from __future__ import annotations
 
 import argparse
+import functools
 import http.client
+import io
 import json
 import os
 import statistics
@@ -22,6 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import django
+import numpy as np
+from PIL import Image as Pillow
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "annotation_server.settings")
 django.setup()
@@ -37,6 +41,8 @@ from annotation_server.accounts.services import create_token  # noqa: E402
 from annotation_server.annotations.services import NewAnnotation, annotator_for, record_annotation  # noqa: E402
 from annotation_server.launcher import web_command  # noqa: E402
 from annotation_server.projects.models import Membership, Project  # noqa: E402
+from annotation_server.samples import storage  # noqa: E402
+from annotation_server.samples.images import clean  # noqa: E402
 from annotation_server.samples.models import Candidate, Image, Sample  # noqa: E402
 from annotation_server.tasks.models import Slot  # noqa: E402
 from annotation_server.tasks.services import claim_next, create_tasks  # noqa: E402
@@ -44,6 +50,9 @@ from benchmarks.measurement import Measurement, percentile  # noqa: E402
 
 _SMALL, _LARGE, _SCALE = 250, 25_000, 128_000
 """Samples of a small, a large and a full-size project; each is four tasks."""
+
+_PICTURES = 200
+"""Different ones: forty samples in a row show none twice."""
 
 _ROUNDS = 200
 """Cycles measured of one thing by one person."""
@@ -303,23 +312,18 @@ def _cycle_times(samples: int) -> tuple[list[float], list[float]]:
 def _project(samples: int) -> Project:
     name = uuid.uuid4().hex
     project = Project.objects.create(slug=name, name=name)
-    pictures = Image.objects.bulk_create(
-        [
-            Image(sha256=sha256, source_sha256=sha256, extension="png", width=64, height=64, size=1)
-            for sha256 in (uuid.uuid4().hex * 2 for _ in range(500))
-        ]
-    )
+    pictures = _pictures()
     made = Sample.objects.bulk_create(
         [
-            Sample(project=project, external_id=f"sample-{n}", original=pictures[n % 500], content_sha256="")
+            Sample(project=project, external_id=f"sample-{n}", original=pictures[5 * n % _PICTURES], content_sha256="")
             for n in range(samples)
         ],
         batch_size=2000,
     )
     Candidate.objects.bulk_create(
         [
-            Candidate(sample=sample, letter=letter, image=pictures[(sample.pk + place) % 500])
-            for sample in made
+            Candidate(sample=sample, letter=letter, image=pictures[(5 * n + place) % _PICTURES])
+            for n, sample in enumerate(made)
             for place, letter in enumerate("ABCD", start=1)
         ],
         batch_size=2000,
@@ -331,6 +335,33 @@ def _project(samples: int) -> Project:
         dimensions={sample.pk: project.dimensions for sample in made},
     )
     return project
+
+
+@functools.cache
+def _pictures() -> list[Image]:
+    """Pictures of a megapixel, as heavy as photographs: what a browser has to fetch and decode."""
+    dice = np.random.default_rng(0)
+    coarse = dice.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    noise = dice.normal(0, 6, (1024, 1024, 3))
+    rows = []
+    for number in range(_PICTURES):
+        smooth = Pillow.fromarray(np.roll(coarse, number, axis=(0, 2))).resize((1024, 1024), Pillow.Resampling.BICUBIC)
+        pixels = np.clip(np.asarray(smooth, dtype=np.float32) + np.roll(noise, 7 * number, axis=0), 0, 255)
+        file = io.BytesIO()
+        Pillow.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=85)
+        picture = clean(file.getvalue(), max_pixels=2 << 20)
+        storage.put(picture.path, picture.content)
+        rows.append(
+            Image(
+                sha256=picture.sha256,
+                source_sha256=picture.source_sha256,
+                extension=picture.extension,
+                width=picture.width,
+                height=picture.height,
+                size=len(picture.content),
+            )
+        )
+    return Image.objects.bulk_create(rows)
 
 
 def _finish_most(project: Project) -> None:

@@ -14,6 +14,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from annotation_server.accounts.models import ApiToken, AuditEvent, Person
+from annotation_server.prepared import PreparedQuery
 
 TOKEN_PREFIX = "winnow_"  # noqa: S105 - what tokens start with, so that scanners recognise a leaked one
 LAST_USED_PRECISION = timedelta(minutes=1)
@@ -59,9 +60,7 @@ def revoke_token(*, person: Person, token_id: int) -> bool:
 
 def person_with_token(secret: str) -> Person | None:
     """Whose token this is, if anybody's who may still sign in."""
-    token = (
-        ApiToken.objects.select_related("person").filter(token_sha256=_digest(secret), person__is_active=True).first()
-    )
+    token = _token_of_somebody_active.first(digest=_digest(secret))
     if token is None:
         return None
     now = timezone.now()
@@ -70,6 +69,11 @@ def person_with_token(secret: str) -> Person | None:
         stale = Q(last_used_at=None) | Q(last_used_at__lt=now - LAST_USED_PRECISION)
         ApiToken.objects.filter(stale, id=token.pk).update(last_used_at=now)
     return token.person
+
+
+_token_of_somebody_active = PreparedQuery(
+    lambda p: ApiToken.objects.select_related("person").filter(token_sha256=p("digest"), person__is_active=True)
+)
 
 
 def _digest(secret: str) -> str:

@@ -16,6 +16,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest
 from ninja import Field, Query, Router, Schema
 from ninja.responses import Status
+from pydantic import BaseModel
 
 from annotation_server.accounts.http import AuthenticatedRequest
 from annotation_server.annotations.decisions import adjudicate, review
@@ -72,7 +73,10 @@ from trainer.contract.dimensions import Dimension
 router = Router(tags=["annotations"])
 
 
-class ImageOut(Schema):
+# What the annotating page asks for with every task is made of plain models: a Schema reads each attribute anew.
+
+
+class ImageOut(BaseModel):
     letter: str
     """Empty for the original."""
     sha256: str
@@ -82,7 +86,7 @@ class ImageOut(Schema):
     """Whether there is a smaller one to show first."""
 
 
-class AnnotationOut(Schema):
+class AnnotationOut(BaseModel):
     id: int
     annotator: str
     approach: str
@@ -94,7 +98,7 @@ class AnnotationOut(Schema):
     created_at: datetime
 
 
-class TaskOut(Schema):
+class TaskOut(BaseModel):
     id: int
     sample: str
     dimension: str
@@ -103,7 +107,7 @@ class TaskOut(Schema):
     """As you may know it: a task you may still vote on is open."""
 
 
-class ResolutionOut(Schema):
+class ResolutionOut(BaseModel):
     answer: list[str]
     source: str
     votes: int
@@ -118,7 +122,7 @@ class TaskDetailOut(TaskOut):
     resolution: ResolutionOut | None
 
 
-class TaskPageOut(Schema):
+class TaskPageOut(BaseModel):
     tasks: list[TaskOut]
     next_after: int | None
     """Send it as `after` for the next page; null on the last one."""
@@ -133,7 +137,7 @@ class MarkIn(Schema):
     note: str = ""
 
 
-class DraftOut(Schema):
+class DraftOut(BaseModel):
     revision: int
     answer: list[str] | None
     """Null: nothing chosen yet."""
@@ -149,7 +153,7 @@ class DraftIn(Schema):
     marks: list[MarkIn] = Field([])
 
 
-class ClaimOut(Schema):
+class ClaimOut(BaseModel):
     slot_id: int
     lease_token: uuid.UUID
     expires_at: datetime
@@ -168,13 +172,13 @@ class ClaimsIn(Schema):
     """How many tasks you want to hold, those you hold already included."""
 
 
-class QueueLeftOut(Schema):
+class QueueLeftOut(BaseModel):
     tasks: int
     held_by_others: int
     answered_by_me: int
 
 
-class ClaimsOut(Schema):
+class ClaimsOut(BaseModel):
     claims: list[ClaimOut]
     """In the order in which to do them; those you held already first, their leases renewed."""
     paused: str

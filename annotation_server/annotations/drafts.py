@@ -15,6 +15,7 @@ from django.db.models import F
 from annotation_server.accounts.models import Person
 from annotation_server.annotations.marks import clean_marks
 from annotation_server.annotations.models import Annotation, Draft
+from annotation_server.prepared import PreparedQuery
 from annotation_server.tasks.models import Task
 from trainer.contract.answers import as_answer
 
@@ -78,7 +79,10 @@ def save_draft(
 
 def drafts_of(person: Person, task_ids: Collection[int]) -> dict[int, Draft]:
     """The person's drafts on these tasks, by task."""
-    return {draft.task_id: draft for draft in Draft.objects.filter(person=person, task__in=task_ids)}
+    return {draft.task_id: draft for draft in _drafts(person=person.pk, tasks=list(task_ids))}
+
+
+_drafts = PreparedQuery(lambda p: Draft.objects.filter(person=p("person"), task__id__in=p("tasks")))
 
 
 def forget_draft(task_id: int, person_id: int) -> None:

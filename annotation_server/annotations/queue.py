@@ -15,6 +15,7 @@ from django.db.models import Exists, Max, Min, OuterRef
 
 from annotation_server.accounts.models import Person
 from annotation_server.annotations.models import Annotation, GoldAnswer
+from annotation_server.prepared import Params, PreparedQuery
 from annotation_server.projects.models import Membership, Project
 from annotation_server.tasks.models import Flag, Slot, Task
 from annotation_server.tasks.services import MAX_HELD, Claim, claim_extra, claims_of
@@ -27,11 +28,7 @@ def next_claims(project: Project, person: Person, count: int = 1) -> list[Claim]
     """
     if paused(project, person) is not None:
         return []
-    # Who answered too late for a vote has answered: they are not asked the same again when a slot comes free.
-    too_late = Annotation.objects.filter(
-        task=OuterRef("task"), standing=Annotation.Standing.SURPLUS, annotator__person=person
-    )
-    claims, taken = claims_of(project, person, min(count, MAX_HELD), unless=Exists(too_late))
+    claims, taken = claims_of(project, person, min(count, MAX_HELD), unless=_answered_too_late)
     if taken:
         before = claims[-1].task.sample_id if claims else _last_sample(project, person)
         for claim in taken:
@@ -40,9 +37,20 @@ def next_claims(project: Project, person: Person, count: int = 1) -> list[Claim]
     return claims[:count]
 
 
+def _answered_too_late(p: Params) -> Exists:
+    """Who answered too late for a vote has answered: they are not asked the same again when a slot comes free."""
+    surplus = Annotation.objects.filter(standing=Annotation.Standing.SURPLUS, annotator__person=p("person"))
+    return Exists(surplus.filter(task=OuterRef("task")))
+
+
 def paused(project: Project, person: Person) -> Membership | None:
     """The person's membership while they are paused, else None."""
-    return Membership.objects.filter(project=project, person=person, paused_at__isnull=False).first()
+    return _paused.first(project=project.pk, person=person.pk)
+
+
+_paused = PreparedQuery(
+    lambda p: Membership.objects.filter(project=p("project"), person=p("person"), paused_at__isnull=False)
+)
 
 
 def _last_sample(project: Project, person: Person) -> int | None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from django.utils import timezone
 
 from annotation_server.annotations.models import Annotation, Approach, GoldAnswer, Resolution, Review
+from annotation_server.prepared import PreparedQuery, PreparedUpdate
 from annotation_server.projects.models import Project
 from annotation_server.tasks.models import Slot, Task
 from trainer.contract.answers import Answer
@@ -45,15 +46,15 @@ def agreed_answer(rule: str, votes: Sequence[Answer], candidate_count: int) -> A
 
 def settle(tasks: Sequence[Task]) -> None:
     """Bring state and resolution of locked tasks up to what the ledger says."""
-    projects = Project.objects.in_bulk({task.project_id for task in tasks})
+    projects = {project.pk: project for project in _projects(projects=sorted({task.project_id for task in tasks}))}
     for start in range(0, len(tasks), 500):
         _settle_some(tasks[start : start + 500], projects)
 
 
 def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None:
     ids = [task.pk for task in tasks]
-    known = list(Annotation.objects.filter(task__in=ids, standing__in=_COUNTED).order_by("pk"))
-    reviews = _reviews(ids)
+    known = _counted(tasks=ids)
+    reviews = _reviews(tasks=ids)
     refused = {said.annotation_id for said in reviews if said.verdict == Review.Verdict.REJECTED}
     annotations: dict[int, list[Annotation]] = defaultdict(list)
     turned_down: dict[int, set[Answer]] = defaultdict(set)
@@ -67,9 +68,9 @@ def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None
     advice = {annotation.pk for annotation in known if annotation.standing == Annotation.Standing.ADVICE}
     latest = {said.task_id: said.verdict for said in reviews if said.annotation_id not in advice}  # the last stands
     rejected = {task_id for task_id, verdict in latest.items() if verdict == Review.Verdict.REJECTED}
-    wanted: Counter[int] = Counter(Slot.objects.filter(task__in=ids).values_list("task_id", flat=True))
-    gold = dict(GoldAnswer.objects.filter(task__in=ids).values_list("task_id", "answer"))
-    standing = {resolution.task_id: resolution for resolution in Resolution.objects.filter(task__in=ids)}
+    wanted = Counter(_slots(tasks=ids))
+    gold = dict(_gold(tasks=ids))
+    standing = {resolution.task_id: resolution for resolution in _standing(tasks=ids)}
 
     made, changed, removed = [], [], []
     states: dict[str, list[int]] = defaultdict(list)
@@ -96,21 +97,31 @@ def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None
         if task.state != state:
             task.state = state
             states[state].append(task.pk)
-    Resolution.objects.filter(pk__in=removed).delete()
+    if removed:
+        Resolution.objects.filter(pk__in=removed).delete()
     Resolution.objects.bulk_create(made)
-    Resolution.objects.bulk_update(changed, [*(name.removesuffix("_id") for name in _DECIDED_FIELDS), "updated_at"])
+    if changed:
+        fields = [*(name.removesuffix("_id") for name in _DECIDED_FIELDS), "updated_at"]
+        Resolution.objects.bulk_update(changed, fields)
     for state, of_state in states.items():
-        Task.objects.filter(pk__in=of_state).update(state=state)
+        _set_state(tasks=of_state, state=state)
 
 
 _COUNTED = (Annotation.Standing.VOTE, Annotation.Standing.ADVICE, Annotation.Standing.DECISION)
 
 
-def _reviews(task_ids: Sequence[int]) -> list[Review]:
-    """What reviewers said of these tasks, the oldest first."""
-    said = Review.objects.filter(task__in=task_ids).order_by("pk")
-    return list(said.only("task_id", "annotation_id", "verdict"))
-
+# What settling reads and writes, of some tasks at once: every answer of an annotator asks all of it.
+_projects = PreparedQuery(lambda p: Project.objects.filter(pk__in=p("projects")))
+_counted = PreparedQuery(
+    lambda p: Annotation.objects.filter(task__id__in=p("tasks"), standing__in=_COUNTED).order_by("pk")
+)
+_reviews = PreparedQuery(
+    lambda p: Review.objects.filter(task__id__in=p("tasks")).order_by("pk").only("task_id", "annotation_id", "verdict")
+)
+_slots = PreparedQuery(lambda p: Slot.objects.filter(task__id__in=p("tasks")).values_list("task_id", flat=True))
+_gold = PreparedQuery(lambda p: GoldAnswer.objects.filter(task__id__in=p("tasks")).values_list("task_id", "answer"))
+_standing = PreparedQuery(lambda p: Resolution.objects.filter(task__id__in=p("tasks")))
+_set_state = PreparedUpdate(lambda p: (Task.objects.filter(pk__in=p("tasks")), {"state": p("state")}))
 
 _DECIDED_FIELDS = ("answer", "source", "rationale_from_id", "votes", "agreement", "decided_by_id")
 

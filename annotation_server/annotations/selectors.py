@@ -15,6 +15,7 @@ from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 
 from annotation_server.accounts.models import Person
 from annotation_server.annotations.models import Annotation, Annotator, Approach, GoldAnswer
+from annotation_server.prepared import PreparedQuery
 from annotation_server.projects.access import Access, Capability
 from annotation_server.projects.models import Project
 from annotation_server.samples.models import Candidate, Image, Sample
@@ -38,7 +39,7 @@ def pictures_shown_to(person: Person, project: Project, tasks: Sequence[Task]) -
     dimensions show the same; letters stay with their images. One query for all tasks.
     """
     found: dict[int, list[Candidate]] = defaultdict(list)
-    for candidate in Candidate.objects.select_related("image").filter(sample__in={task.sample_id for task in tasks}):
+    for candidate in _candidates(samples=sorted({task.sample_id for task in tasks})):
         found[candidate.sample_id].append(candidate)
     shown = {}
     for task in tasks:
@@ -48,6 +49,11 @@ def pictures_shown_to(person: Person, project: Project, tasks: Sequence[Task]) -
         pictures = [Picture(candidate.letter, candidate.image) for candidate in candidates]
         shown[task.pk] = [Picture("", task.sample.original), *pictures]
     return shown
+
+
+_candidates = PreparedQuery(
+    lambda p: Candidate.objects.select_related("image").filter(sample__id__in=p("samples")).order_by()
+)
 
 
 @dataclass(slots=True)
@@ -155,7 +161,15 @@ def pre_annotations(task: Task) -> list[Annotation]:
 
 def task_in(project: Project, task_id: int) -> Task | None:
     """A task of the project with its sample and original."""
-    return project.tasks.select_related("sample__original").filter(pk=task_id).first()
+    task = _task_in.first(project=project.pk, task=task_id)
+    if task is not None:
+        task.project = project
+    return task
+
+
+_task_in = PreparedQuery(
+    lambda p: Task.objects.select_related("sample__original").filter(project=p("project"), pk=p("task"))
+)
 
 
 @dataclass(frozen=True, slots=True)

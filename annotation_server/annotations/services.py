@@ -27,6 +27,7 @@ from annotation_server.annotations.models import (
     Review,
 )
 from annotation_server.annotations.resolution import settle
+from annotation_server.prepared import PreparedQuery
 from annotation_server.projects.models import Project
 from annotation_server.tasks import services as tasks_services
 from annotation_server.tasks.models import Task
@@ -53,7 +54,6 @@ class NewAnnotation:
     rationale: str = ""
     idempotency_key: str
     """The same key by the same annotator keeps one annotation."""
-    """The lease it was made under. What counts is whether the person, not the page, still has the task."""
     prompt_version: str = ""
     confidence: float | None = None
     seconds_spent: float | None = None
@@ -65,11 +65,15 @@ class NewAnnotation:
 
 def annotator_for(person: Person) -> Annotator:
     """The annotator that a person is."""
-    annotator, _ = Annotator.objects.get_or_create(
-        person=person, defaults={"kind": Annotator.Kind.PERSON, "name": person.username}
-    )
+    annotator = _annotator.first(person=person.pk)
+    if annotator is None:
+        who = {"kind": Annotator.Kind.PERSON, "name": person.username}
+        annotator, _ = Annotator.objects.get_or_create(person=person, defaults=who)
     annotator.person = person
     return annotator
+
+
+_annotator = PreparedQuery(lambda p: Annotator.objects.filter(person=p("person")))
 
 
 def model_annotator(name: str) -> Annotator:
@@ -152,9 +156,8 @@ def recorded_before(rows: Sequence[NewAnnotation]) -> dict[tuple[int, str], Anno
     keys = {row.idempotency_key: row for row in rows}
     listed = list(keys)
     for start in range(0, len(listed), 500):
-        for annotation in Annotation.objects.filter(
-            annotator__in={row.annotator.pk for row in rows}, idempotency_key__in=listed[start : start + 500]
-        ):
+        annotators = sorted({row.annotator.pk for row in rows})
+        for annotation in _with_keys(annotators=annotators, keys=listed[start : start + 500]):
             row = keys[annotation.idempotency_key]
             if annotation.annotator_id == row.annotator.pk:
                 if annotation.task_id != row.task.pk:
@@ -163,14 +166,21 @@ def recorded_before(rows: Sequence[NewAnnotation]) -> dict[tuple[int, str], Anno
     return found
 
 
+_with_keys = PreparedQuery(
+    lambda p: Annotation.objects.filter(annotator__id__in=p("annotators"), idempotency_key__in=p("keys"))
+)
+
+
 def locked_tasks(task_ids: Sequence[int]) -> dict[int, Task]:
     """The tasks by id, locked until the transaction ends. Rows that merely refer to them are not waited for."""
     wanted = sorted(set(task_ids))
     tasks: dict[int, Task] = {}
     for start in range(0, len(wanted), 500):
-        chunk = Task.objects.select_for_update(no_key=True).filter(pk__in=wanted[start : start + 500])
-        tasks |= {task.pk: task for task in chunk.order_by("pk")}
+        tasks |= {task.pk: task for task in _locked(tasks=wanted[start : start + 500])}
     return tasks
+
+
+_locked = PreparedQuery(lambda p: Task.objects.select_for_update(no_key=True).filter(pk__in=p("tasks")).order_by("pk"))
 
 
 def _vote_or_advice(row: NewAnnotation) -> Annotation:

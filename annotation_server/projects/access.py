@@ -13,6 +13,7 @@ from django.db.models import QuerySet
 from django.http import Http404
 
 from annotation_server.accounts.models import Person
+from annotation_server.prepared import PreparedQuery
 from annotation_server.projects.models import Membership, Project
 
 Role = Membership.Role
@@ -66,7 +67,7 @@ def access_to(person: Person, slug: str, *needed: Capability) -> Access:
     """The door. A stranger learns nothing, not even that the project exists (Http404); a member without a needed
     capability is refused (PermissionDenied)."""
     # One query for a member: every request of an annotator comes through here.
-    membership = Membership.objects.select_related("project").filter(project__slug=slug, person=person).first()
+    membership = _membership.first(slug=slug, person=person.pk)
     project = membership.project if membership else None
     if project is None and person.is_superuser:
         project = Project.objects.filter(slug=slug).first()
@@ -77,6 +78,11 @@ def access_to(person: Person, slug: str, *needed: Capability) -> Access:
         if not access.allows(capability):
             raise PermissionDenied(f"Your role in this project does not include: {capability.value.replace('_', ' ')}.")
     return access
+
+
+_membership = PreparedQuery(
+    lambda p: Membership.objects.select_related("project").filter(project__slug=p("slug"), person=p("person"))
+)
 
 
 def projects_of(person: Person) -> QuerySet[Project]:

@@ -7,9 +7,11 @@ cursor. Not here: what an annotation says and settles (annotations/services.py),
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
 
 from django.db import IntegrityError, connection, transaction
 from django.db.models import (
@@ -30,6 +32,7 @@ from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
 from annotation_server.accounts.models import Person
+from annotation_server.prepared import Param, Params, PreparedQuery, PreparedUpdate
 from annotation_server.projects.models import Project
 from annotation_server.samples.models import Sample
 from annotation_server.tasks.models import Flag, QueueCursor, Slot, Task
@@ -45,6 +48,9 @@ _LOOK_AGAIN = timedelta(minutes=1)
 _POSITIONS_PER_SAMPLE = 8
 _POSITIONS_PER_DIMENSION = 1 << 48
 _ORDER = {dimension.value: place for place, dimension in enumerate(DIMENSIONS)}
+
+
+Unless = Callable[[Params], Exists]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +129,11 @@ def prioritise(project: Project, task_ids: Sequence[int], priority: int) -> int:
 
 
 def claims_of(
-    project: Project, person: Person, count: int, *, at_least: int = 0, unless: Exists | None = None
+    project: Project, person: Person, count: int, *, at_least: int = 0, unless: Unless | None = None
 ) -> tuple[list[Claim], list[Claim]]:
     """What the person holds, the oldest first, every lease renewed; then free tasks in queue order, up to `count` in
-    all but `at_least` that many. `unless` says of a slot that they are not to get it, beside those of tasks they met.
+    all but `at_least` that many. `unless` says of a slot that they are not to get it, beside those of tasks they met,
+    in terms of ``p("person")``; it is one of a few functions, each of which gets SQL of its own.
 
     A lease of theirs that ran out and that nobody took is theirs again.
     """
@@ -154,11 +161,16 @@ def claim_next(project: Project, person: Person) -> Claim | None:
 
 def _locked_cursor(project: Project, person: Person) -> tuple[QueueCursor, bool] | None:
     """The person's cursor, theirs alone until the transaction ends; and whether the project has leases that ran out."""
-    ran_out = Slot.objects.filter(state=Slot.State.CLAIMED, lease_expires_at__lte=timezone.now())
-    expired = ran_out.filter(project=project, ordinal__lt=Slot.EXTRA)
-    mine = QueueCursor.objects.filter(project=project, person=person).annotate(expired=Exists(expired))
-    cursor = mine.select_for_update(of=("self",)).first()
+    cursor = _cursor_with_expired.first(project=project.pk, person=person.pk, now=timezone.now())
     return None if cursor is None else (cursor, cursor.expired)
+
+
+@PreparedQuery
+def _cursor_with_expired(p: Params) -> QuerySet[Any, Any]:
+    ran_out = Slot.objects.filter(state=Slot.State.CLAIMED, lease_expires_at__lte=p("now"))
+    expired = ran_out.filter(project=p("project"), ordinal__lt=Slot.EXTRA)
+    mine = QueueCursor.objects.filter(project=p("project"), person=p("person")).annotate(expired=Exists(expired))
+    return mine.select_for_update(of=("self",))
 
 
 def _renew_and_take(
@@ -168,21 +180,22 @@ def _renew_and_take(
     expired: bool,
     count: int,
     at_least: int,
-    unless: Exists | None,
+    unless: Unless | None,
 ) -> tuple[list[Claim], list[Claim]]:
     now = timezone.now()
     expires_at = now + timedelta(seconds=project.lease_seconds)
-    holding = _held(project, person).update(lease_expires_at=expires_at)
+    holding = _renew(project=project.pk, person=person.pk, expires_at=expires_at)
     wanted = max(count - holding, at_least)
     taken: set[uuid.UUID] = set()
     for number in range(wanted):
-        # Apart, so that gold can be said to have been claimed between them (claim_extra).
-        claimed_at = now + timedelta(milliseconds=10 * number)
-        token = _take_first(project, person, _searches(project, person, cursor, expired, now, unless), now, claimed_at)
+        # Apart, so that gold can be said to have been claimed between them (claim_extra); less than a claim takes, so
+        # that what is claimed next was claimed later.
+        claimed_at = now + timedelta(microseconds=20 * number)
+        token = _take_first(project, person, _searches(cursor, expired, now), unless, now, claimed_at)
         if token is None:
             break
         taken.add(token)
-    slots = list(_held(project, person).order_by("claimed_at", "pk"))
+    slots = _held_in_order(project=project.pk, person=person.pk)
     if wanted > 0:
         _keep_cursor(cursor, slots, now, empty=len(taken) < wanted)
     for slot in slots:
@@ -225,22 +238,23 @@ def _claim(slot: Slot, expires_at: datetime | None) -> Claim:
 
 
 def _take_first(
-    project: Project, person: Person, searches: Iterator[QuerySet[Slot, int]], now: datetime, claimed_at: datetime
+    project: Project,
+    person: Person,
+    searches: Iterator[tuple[_Search, Mapping[str, object]]],
+    unless: Unless | None,
+    now: datetime,
+    claimed_at: datetime,
 ) -> uuid.UUID | None:
-    """Claim the first slot that is free for the person, wherever a search finds one; its token.
-
-    One UPDATE with a subquery takes the slot, so that no two people ever hold it. On SQLite there is one writer at a
-    time. On PostgreSQL the subquery runs once, before the update (it depends on nothing in it): it skips rows that
-    others are taking, locks the newest version of the one it picks and checks its conditions on that version, so that
-    the update, which follows the key alone, meets the very row that was checked (docs/design.md, decision 3).
-    """
+    """Claim the first slot that is free for the person, wherever a search finds one; its token."""
     token = uuid.uuid4()
-    for candidates in searches:
-        won = Slot.objects.filter(pk=Subquery(candidates)).update(
-            state=Slot.State.CLAIMED,
-            person=person,
-            lease_token=token,
-            lease_expires_at=now + timedelta(seconds=project.lease_seconds),
+    for search, values in searches:
+        won = _take(search, unless)(
+            **values,
+            project=project.pk,
+            person=person.pk,
+            now=now,
+            token=token,
+            expires_at=now + timedelta(seconds=project.lease_seconds),
             claimed_at=claimed_at,
         )
         if won:
@@ -248,54 +262,96 @@ def _take_first(
     return None
 
 
-def _searches(
-    project: Project, person: Person, cursor: QueueCursor, expired: bool, now: datetime, unless: Exists | None
-) -> Iterator[QuerySet[Slot, int]]:
+_Search = Callable[[Params], QuerySet[Slot]]
+"""Which slots to look among, in terms of the values it is asked with."""
+
+
+def _searches(cursor: QueueCursor, expired: bool, now: datetime) -> Iterator[tuple[_Search, Mapping[str, object]]]:
     """Where to look, in order: leases that ran out before the cursor, from the cursor on, then everything once.
 
     The last finds what was passed over while another transaction, which then came to nothing, had its row: rare, late,
     never lost. Who got nothing from it asks for it again only after a while: it walks the whole queue.
     """
-    before = Q(priority__gt=cursor.priority) | Q(priority=cursor.priority, position__lt=cursor.position)
+    at = {"priority": cursor.priority, "position": cursor.position}
     if expired:
-        ran_out = Slot.objects.filter(before, state=Slot.State.CLAIMED, lease_expires_at__lte=now)
-        yield _first_free(ran_out, project, person, now, unless)
-    at_once = Slot.objects.filter(_IN_QUEUE)
-    from_here = at_once.filter(priority=cursor.priority, position__gte=cursor.position)
-    yield _first_free(from_here, project, person, now, unless)
-    yield _first_free(at_once.filter(priority__lt=cursor.priority), project, person, now, unless)
+        yield _expired_before, at
+    yield _from_here, at
+    yield _of_lower_priority, {"priority": cursor.priority}
     if cursor.empty_until is None or cursor.empty_until <= now:
-        yield _first_free(at_once, project, person, now, unless)
+        yield _anywhere, {}
 
 
-def _first_free(
-    among: QuerySet[Slot], project: Project, person: Person, now: datetime, unless: Exists | None
-) -> QuerySet[Slot, int]:
-    """The first slot in queue order that nobody holds, on a task the person neither has a slot of nor skipped."""
-    mine = Slot.objects.filter(task=OuterRef("task"), person=person).exclude(pk=OuterRef("pk"))
-    skipped = Flag.objects.filter(task=OuterRef("task"), person=person, skipped=True)
-    met = [~Exists(mine), ~Exists(skipped), *([] if unless is None else [~unless])]
-    return (
-        among.select_for_update(skip_locked=True, of=("self",))
-        .filter(_free(now), *met, project=project, ordinal__lt=Slot.EXTRA)
-        .order_by("-priority", "position", "ordinal")
-        .values_list("pk", flat=True)[:1]
-    )
+def _expired_before(p: Params) -> QuerySet[Slot]:
+    before = Q(priority__gt=p("priority")) | Q(priority=p("priority"), position__lt=p("position"))
+    return Slot.objects.filter(before, state=Slot.State.CLAIMED, lease_expires_at__lte=p("now"))
+
+
+def _from_here(p: Params) -> QuerySet[Slot]:
+    return Slot.objects.filter(_IN_QUEUE, priority=p("priority"), position__gte=p("position"))
+
+
+def _of_lower_priority(p: Params) -> QuerySet[Slot]:
+    return Slot.objects.filter(_IN_QUEUE, priority__lt=p("priority"))
+
+
+def _anywhere(p: Params) -> QuerySet[Slot]:
+    return Slot.objects.filter(_IN_QUEUE)
+
+
+@cache
+def _take(search: _Search, unless: Unless | None) -> PreparedUpdate:
+    """Claim the first slot in queue order that nobody holds, on a task the person neither has a slot of nor skipped.
+
+    One UPDATE with a subquery takes the slot, so that no two people ever hold it. On SQLite there is one writer at a
+    time. On PostgreSQL the subquery runs once, before the update (it depends on nothing in it): it skips rows that
+    others are taking, locks the newest version of the one it picks and checks its conditions on that version, so that
+    the update, which follows the key alone, meets the very row that was checked (docs/design.md, decision 3).
+    """
+
+    def build(p: Params) -> tuple[QuerySet[Slot], dict[str, Any]]:
+        mine = Slot.objects.filter(task=OuterRef("task"), person=p("person")).exclude(pk=OuterRef("pk"))
+        skipped = Flag.objects.filter(task=OuterRef("task"), person=p("person"), skipped=True)
+        met = [~Exists(mine), ~Exists(skipped), *([] if unless is None else [~unless(p)])]
+        first = (
+            search(p)
+            .select_for_update(skip_locked=True, of=("self",))
+            .filter(_free(p("now")), *met, project=p("project"), ordinal__lt=Slot.EXTRA)
+            .order_by("-priority", "position", "ordinal")
+            .values_list("pk", flat=True)[:1]
+        )
+        return Slot.objects.filter(pk=Subquery(first)), {
+            "state": Slot.State.CLAIMED,
+            "person": p("person"),
+            "lease_token": p("token"),
+            "lease_expires_at": p("expires_at"),
+            "claimed_at": p("claimed_at"),
+        }
+
+    return PreparedUpdate(build)
 
 
 _IN_QUEUE = RawSQL("state IN ('open', 'claimed')", (), output_field=BooleanField())
 """The condition of the index slot_queue in its own words: SQLite uses a partial index only where it meets them."""
 
 
-def _held(project: Project, person: Person) -> QuerySet[Slot]:
+def _held(project: Project | Any, person: Person | Any) -> QuerySet[Slot]:
     return _with_task(Slot.objects.filter(person=person, project=project, state=Slot.State.CLAIMED))
+
+
+_renew = PreparedUpdate(
+    lambda p: (
+        Slot.objects.filter(person=p("person"), project=p("project"), state=Slot.State.CLAIMED),
+        {"lease_expires_at": p("expires_at")},
+    )
+)
+_held_in_order = PreparedQuery(lambda p: _held(p("project"), p("person")).order_by("claimed_at", "pk"))
 
 
 def _with_task(slots: QuerySet[Slot]) -> QuerySet[Slot]:
     return slots.select_related("task__sample__original")
 
 
-def _free(now: datetime) -> Q:
+def _free(now: datetime | Param) -> Q:
     return Q(state=Slot.State.OPEN) | Q(state=Slot.State.CLAIMED, lease_expires_at__lte=now)
 
 
@@ -314,7 +370,15 @@ def _keep_cursor(cursor: QueueCursor, holding: Sequence[Slot], now: datetime, *,
     looked_through = cursor.empty_until is None or cursor.empty_until <= now
     empty_until = None if not empty else now + _LOOK_AGAIN if looked_through else cursor.empty_until
     if (cursor.priority, cursor.position, cursor.empty_until) != (at["priority"], at["position"], empty_until):
-        QueueCursor.objects.filter(pk=cursor.pk).update(**at, empty_until=empty_until)
+        _move_cursor(cursor=cursor.pk, **at, empty_until=empty_until)
+
+
+_move_cursor = PreparedUpdate(
+    lambda p: (
+        QueueCursor.objects.filter(pk=p("cursor")),
+        {name: p(name) for name in ("priority", "position", "empty_until")},
+    )
+)
 
 
 def _lock_cursors(project_id: int) -> None:
@@ -452,13 +516,13 @@ def fill_slot(task: Task, person: Person | None) -> int | None:
     transaction that saves the vote, with the task locked. `person` is None for an import. Raises SlotFilled when one of
     the task's votes is the person's already.
     """
-    slots = list(Slot.objects.filter(task=task).order_by("ordinal"))
+    slots = _slots_of(task=task.pk)
     if person is not None:
         mine = [slot for slot in slots if slot.person_id == person.pk]
         if any(slot.state == Slot.State.DONE for slot in mine):
             raise SlotFilled
         for slot in mine:
-            if Slot.objects.filter(pk=slot.pk, person=person, state=Slot.State.CLAIMED).update(**_FILLED):
+            if _fill_held(slot=slot.pk, person=person.pk):
                 return slot.pk
     now = timezone.now()
     for slot in slots:
@@ -472,6 +536,10 @@ def fill_slot(task: Task, person: Person | None) -> int | None:
 
 
 _FILLED = {"state": Slot.State.DONE, "lease_token": None, "lease_expires_at": None}
+_fill_held = PreparedUpdate(
+    lambda p: (Slot.objects.filter(pk=p("slot"), person=p("person"), state=Slot.State.CLAIMED), _FILLED)
+)
+_slots_of = PreparedQuery(lambda p: Slot.objects.filter(task=p("task")).order_by("ordinal"))
 
 
 class SlotFilled(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections import Counter
 from datetime import timedelta
 
@@ -13,7 +14,7 @@ from django.utils import timezone
 from annotation_server.annotations.models import Annotation
 from annotation_server.annotations.queue import next_claims
 from annotation_server.tasks.models import QueueCursor, Slot, Task
-from annotation_server.tasks.services import _searches, claim_next, extend_lease, release
+from annotation_server.tasks.services import _searches, _take, claim_next, extend_lease, release
 from tests.server.factories import annotate, make_member, make_project, make_sample, make_task
 
 pytestmark = pytest.mark.django_db
@@ -172,7 +173,9 @@ def test_claiming_walks_the_queue_index_instead_of_sorting_the_table(begun: bool
     cursor = QueueCursor.objects.get()
     if not begun:
         cursor.priority, cursor.position = 2**31 - 1, 0
-    for search in _searches(project, annotator, cursor, False, timezone.now(), None):
-        plan = search.explain()
+    now, token = timezone.now(), uuid.uuid4()
+    lease = {"person": annotator.pk, "token": token, "now": now, "expires_at": now, "claimed_at": now}
+    for search, values in _searches(cursor, False, now):
+        plan = _take(search, None).plan(project=project.pk, **lease, **values)
         assert "slot_queue" in plan
         assert "TEMP B-TREE" not in plan
