@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from django.db import connection, transaction
@@ -112,6 +113,11 @@ class PreparedUpdate(_Prepared[int]):
         """How many rows it changed."""
         return self._compiled(values).execute(values)
 
+    def many(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Once for each of the rows, sent together: far cheaper than `bulk_update`, whose SQL grows with the rows."""
+        if rows:
+            self._compiled(rows[0]).execute_many(rows)
+
     def _compile(self, params: Params) -> _Compiled:
         queryset, changes = self._build(params)
         query = queryset.query.chain(UpdateQuery)
@@ -151,6 +157,10 @@ class _Compiled:
         with transaction.mark_for_rollback_on_error("default"), _cursor() as cursor:
             cursor.execute(self.sql, self.bind(values))
             return int(cursor.rowcount)
+
+    def execute_many(self, rows: Sequence[Mapping[str, object]]) -> None:
+        with transaction.mark_for_rollback_on_error("default"), _cursor() as cursor:
+            cursor.executemany(self.sql, [self.bind(values) for values in rows])
 
     def rows(self, values: Mapping[str, object]) -> list[Any]:
         with _cursor() as cursor:
@@ -222,6 +232,8 @@ def _for_database(value: Any) -> Any:
     """What Django's fields make of the kinds of value that stand in conditions."""
     if isinstance(value, datetime):
         return connection.ops.adapt_datetimefield_value(value)
+    if isinstance(value, Decimal):
+        return f"{value:f}"  # as Django's fields do; SQLite knows no decimals
     if isinstance(value, uuid.UUID) and not connection.features.has_native_uuid_field:
         return value.hex
     return value
