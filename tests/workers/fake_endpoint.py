@@ -46,8 +46,14 @@ COMPLETIONS = {
         "<think>A casts a soft shadow to the left, B has none at all under its round foot, C hides its own behind "
         "itself.</think><answer>{answer}</answer>"
     ),
+    "hostile": "<think>A casts a shadow. {hostile}</think><answer>{answer}</answer>",
+    "hostile_refused": (
+        "<think>A casts a shadow, B none. A: </script><img src=x onerror=pwned()>\u202e, flawed.</think>"
+        "<answer>{answer}</answer>"
+    ),
     "empty": "",
 }
+HOSTILE = "\x00</script><img src=x onerror=pwned()>\u202e\ud800" + "x" * 100_000
 # Status, code and message of the modes that answer with an error and charge nothing.
 ERRORS = {
     "rate_limit": (429, "rate_limit_exceeded", "slow down"),
@@ -209,7 +215,7 @@ def said(mode: str, body: dict[str, Any]) -> str:
             colours = " ".join(random.choice(COLOURS) for _ in range(40))
             return f"<think>A casts a shadow on {colours}.</think><answer>{answer}</answer>"
     good = "<think>A stands on the ground; B floats above it.</think><answer>{answer}</answer>"
-    return COMPLETIONS.get(mode, good).replace("{answer}", answer)
+    return COMPLETIONS.get(mode, good).replace("{answer}", answer).replace("{hostile}", HOSTILE)
 
 
 def completion(text: str | None, refusal: str | None = None) -> dict[str, Any]:
