@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from annotation_server.annotations.models import Approach
@@ -177,3 +179,32 @@ def test_looking_costs_the_same_among_many_as_among_few(project: Project, endpoi
             claim_wordings(project.pk, 1.1, [Wording(probe, texts(1)[0])])
         cost.append(len(queries))
     assert cost[0] == cost[1] == 3
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_workers_with_one_wording_at_one_moment_the_second_waits_and_finds_the_first(
+    project: Project, endpoint: Endpoint
+) -> None:
+    first, second = make_run_tasks(project, endpoint, 2)
+    written, looked = threading.Event(), threading.Event()
+
+    def work_first() -> bool:
+        with transaction.atomic():
+            taken = accept(project, first, TEXT)
+            written.set()
+            # The second is on its way by now, and must not look before this transaction ends.
+            assert not looked.wait(0.5)
+        connection.close()
+        return taken
+
+    def work_second() -> bool:
+        assert written.wait(5)
+        with transaction.atomic():
+            taken = accept(project, second, TEXT)
+            looked.set()
+        connection.close()
+        return taken
+
+    with ThreadPoolExecutor(2) as pool:
+        results = [pool.submit(work) for work in (work_first, work_second)]
+    assert [result.result() for result in results] == [True, False]
