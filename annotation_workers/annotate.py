@@ -2,7 +2,10 @@
 
 The order for each call: the attempt is committed, the request made, the response committed with its cost, and only then
 read and judged. Whoever is killed anywhere in between leaves rows from which the next worker goes on.
-Not here: the request (model_client.py), prompts and judging (automated.py, answer_driven.py), writing (waves.py).
+Where the project wants it, a reasoning that passes its checks is solved again by a call of its own before it is taken;
+until that one is judged, the first stays answered, so that a restart knows what is paid for and what is missing.
+Not here: the request (model_client.py), prompts and judging (automated.py, answer_driven.py, resolving.py), writing
+(waves.py).
 """
 
 from __future__ import annotations
@@ -23,15 +26,18 @@ from annotation_server.jobs.working import HeldJob, JobRefused, TryLater
 from annotation_server.runs import ledger, selectors
 from annotation_server.runs import services as runs_services
 from annotation_server.runs.costs import cost_of, most_a_call_costs
-from annotation_server.runs.ledger import Accepted, Answered, BudgetReached, GivenUp, Intent, Refused, RunStopped
+from annotation_server.runs.ledger import Accepted, Answered, BudgetReached, GivenUp, Intent, Read, Refused, RunStopped
 from annotation_server.runs.models import Attempt, RunChunk, RunTask
-from annotation_workers import answer_driven, automated
+from annotation_server.runs.near_copies import NearCopy, Wording, find_near_copy
+from annotation_workers import answer_driven, automated, resolving
 from annotation_workers.model_client import EndpointUnusable, Failure, Means, ModelClient, Reading, read_reply
 from annotation_workers.pictures import PictureMissing, Pictures
-from annotation_workers.verdicts import ModelApproach, Question, Rejected
+from annotation_workers.verdicts import Limits, ModelApproach, Question, Rejected
 from annotation_workers.waves import Fact, Waves
+from trainer.contract.answers import Completion
 from trainer.contract.dimensions import Dimension, Polarity
-from trainer.contract.prompts import PROMPT_VERSIONS, openai_messages
+from trainer.contract.feedback import Objection, with_feedback
+from trainer.contract.prompts import PROMPT_VERSIONS, Prompt, openai_messages
 
 APPROACHES: dict[str, ModelApproach] = {
     Approach.AUTOMATED: ModelApproach(automated.build_prompt, automated.judge),
@@ -43,6 +49,7 @@ _SHARE_SECONDS = 2.0
 _BUDGET_SECONDS = 0.2
 NOBODYS_FAULT = frozenset({ledger.INTERRUPTED, "unreachable", "rate_limit", "overloaded"})
 """Reasons of attempts that do not use up what a task may take."""
+_USED = frozenset({Attempt.Outcome.REJECTED, Attempt.Outcome.ERROR, Attempt.Outcome.UNKNOWN})
 
 
 class EndpointAway(Exception):
@@ -64,8 +71,16 @@ class Waiting:
     used: int
     """Attempts that count towards the run's most."""
     any_completion: bool
+    objection: str
+    """Why the last completion was refused: the next prompt has a word about it."""
     unjudged: tuple[Attempt, str] | None
     """An answer that was paid for and not judged before the last worker ended, with its body."""
+    unjudged_resolve: tuple[Attempt, str] | None
+    """The same of its re-solve."""
+    to_resolve: tuple[Attempt, Completion] | None = None
+    """A reasoning that passed its checks: the next call is its blind re-solve."""
+    unread: int = 0
+    """How often its re-solve could not be read."""
 
 
 def annotate_chunk(job: HeldJob) -> None:
@@ -144,8 +159,9 @@ class _ChunkInHand:
 
     def _waiting(self, run_task: RunTask) -> Waiting:
         attempts = list(run_task.attempts.all())
-        answered = next((attempt for attempt in attempts if attempt.outcome == Attempt.Outcome.ANSWERED), None)
-        judged_or_failed = [a for a in attempts if a.outcome not in (Attempt.Outcome.ANSWERED, Attempt.Outcome.SENT)]
+        unjudged = {a.resolves_id: (a, a.response.body) for a in attempts if a.outcome == Attempt.Outcome.ANSWERED}
+        answered = unjudged.get(None)
+        refused = [a for a in attempts if a.outcome == Attempt.Outcome.REJECTED and a.resolves_id is None]
         return Waiting(
             run_task=run_task,
             question=Question(
@@ -153,11 +169,14 @@ class _ChunkInHand:
                 polarity=Polarity(self._run.project.polarity),
                 candidates=run_task.task.candidate_count,
                 given_answer=run_task.given_answer,
+                limits=Limits(self._run.project.rationale_min_words, self._run.project.rationale_max_words),
             ),
             calls=len(attempts),
-            used=sum(attempt.reason not in NOBODYS_FAULT for attempt in judged_or_failed),
-            any_completion=any(attempt.outcome == Attempt.Outcome.REJECTED for attempt in attempts),
-            unjudged=(answered, answered.response.body) if answered else None,
+            used=sum(attempt.outcome in _USED and attempt.reason not in NOBODYS_FAULT for attempt in attempts),
+            any_completion=bool(refused),
+            objection=max(refused, key=lambda attempt: attempt.number).reason if refused else "",
+            unjudged=answered,
+            unjudged_resolve=unjudged.get(answered[0].pk) if answered else None,
         )
 
     async def _keep_sharing(self) -> None:
@@ -174,28 +193,44 @@ class _ChunkInHand:
 
     async def _annotate(self, waiting: Waiting) -> None:
         """One task to its end, or until the run stops."""
-        if waiting.unjudged is not None:
-            attempt, body = waiting.unjudged
-            if await self._judge(waiting, attempt, read_reply(body)):
-                return
+        if waiting.unjudged is not None and await self._judge(waiting, *_paid_for(waiting.unjudged)):
+            return
+        if waiting.unjudged_resolve is not None and await self._judge(waiting, *_paid_for(waiting.unjudged_resolve)):
+            return
+        if waiting.objection and self._used_up(waiting):  # the last worker ended between refusing and giving up
+            await self._keep(waiting, *self._unresolved(waiting), give_up=waiting.objection)
+            return
         try:
-            messages = await asyncio.to_thread(self._messages, waiting)
+            images = await asyncio.to_thread(self._images, waiting)
         except PictureMissing:
-            await self._keep(waiting, give_up="image_missing")
+            await self._keep(waiting, *self._unresolved(waiting), give_up="image_missing")
             return
         while (opened := await self._next_attempt(waiting)) is not None:
-            if await self._call(waiting, *opened, messages):
+            if await self._call(waiting, *opened, openai_messages(self._prompt(waiting), images)):
                 return
 
-    def _messages(self, waiting: Waiting) -> list[dict[str, Any]]:
+    def _images(self, waiting: Waiting) -> list[str]:
         sample = waiting.run_task.task.sample
         images = [sample.original, *(candidate.image for candidate in sample.candidates.all())]
-        prompt = self._approach.build_prompt(waiting.question)
-        return openai_messages(prompt, [self._pictures.data_uri(image) for image in images])
+        return [self._pictures.data_uri(image) for image in images]
+
+    def _prompt(self, waiting: Waiting) -> Prompt:
+        """What the next call asks."""
+        if waiting.to_resolve is not None:
+            return resolving.build_prompt(waiting.question, waiting.to_resolve[1].rationale)
+        return with_feedback(self._approach.build_prompt(waiting.question), waiting.objection)
+
+    def _temperature(self, waiting: Waiting) -> float:
+        """A refused completion would come again word for word at temperature 0; a re-solve is to be sober."""
+        if waiting.to_resolve is not None:
+            return 0.3 * min(3, waiting.unread)
+        return min(1.0, self._run.temperature + 0.3 * waiting.used)
 
     def _reserve(self, waiting: Waiting) -> Decimal:
         """What is held from the budget for a call: the estimate, or what the dearest call so far really cost."""
         estimate = most_a_call_costs(self._endpoint, waiting.question.candidates, self._run.max_tokens)
+        if waiting.to_resolve is not None:
+            estimate += cost_of(self._endpoint, self._run.max_tokens, 0)  # a whole completion goes in again
         return max(estimate, self._dearest)
 
     async def _next_attempt(self, waiting: Waiting) -> tuple[Attempt, Decimal] | None:
@@ -206,7 +241,8 @@ class _ChunkInHand:
                 continue
             try:
                 reserve = self._reserve(waiting)
-                attempt = await self._waves.intend(Intent(waiting.run_task.pk, waiting.calls + 1, reserve))
+                resolves = waiting.to_resolve[0] if waiting.to_resolve is not None else None
+                attempt = await self._waves.intend(Intent(waiting.run_task.pk, waiting.calls + 1, reserve, resolves))
             except (RunStopped, BudgetReached) as error:
                 self._stop = error
                 return None
@@ -222,8 +258,7 @@ class _ChunkInHand:
         result = await self._client.complete(
             messages,
             request_id=attempt.request_id,
-            # A refused completion would come again word for word at temperature 0.
-            temperature=min(1.0, self._run.temperature + 0.3 * waiting.used),
+            temperature=self._temperature(waiting),
             max_tokens=self._run.max_tokens,
         )
         if isinstance(result, Failure):
@@ -238,7 +273,9 @@ class _ChunkInHand:
                 latency_ms=result.latency_ms,
             )
             hopeless = self._after_failure(waiting, result, sent_at)
-            return await self._keep(waiting, answered, give_up=result.reason if hopeless else "")
+            if not hopeless:
+                return await self._keep(waiting, answered, give_up="")
+            return await self._keep(waiting, answered, *self._unresolved(waiting), give_up=result.reason)
         reading = read_reply(result.body)
         self._dearest = max(self._dearest, cost_of(self._endpoint, reading.input_tokens, reading.output_tokens))
         await self._waves.keep(
@@ -259,29 +296,95 @@ class _ChunkInHand:
         """Turn a kept response into an annotation, or refuse it; True when the task is settled by it."""
         if reading.problem:
             self._count_bad(reading.detail)
-            outcome, refusal = Attempt.Outcome.ERROR, Rejected(reading.problem, reading.detail)
-        else:
-            self._bad_in_a_row = self._busy_rounds = 0
-            self._ever_answered = True
-            verdict = self._approach.judge(waiting.question, reading.text)
-            if not isinstance(verdict, Rejected):
-                await self._waves.keep(
-                    Accepted(
-                        attempt=attempt,
-                        run_task=waiting.run_task,
-                        answer=verdict.answer,
-                        rationale=verdict.rationale,
-                        prompt_version=self._run.prompt_version,
-                    )
-                )
-                await self._one_settled()
-                return True
-            outcome, refusal = Attempt.Outcome.REJECTED, verdict
-            waiting.any_completion = True
+            return await self._refuse_reply(waiting, attempt, Rejected(reading.problem, reading.detail), reading.final)
+        self._bad_in_a_row = self._busy_rounds = 0
+        self._ever_answered = True
+        if attempt.resolves_id is not None:
+            return await self._judge_resolve(waiting, attempt, reading)
+        verdict = self._approach.judge(waiting.question, reading.text)
+        if isinstance(verdict, Rejected):
+            return await self._refuse(waiting, attempt, verdict)
+        if not self._wants_resolve and waiting.unjudged_resolve is None:
+            return await self._accept(waiting, attempt, verdict)
+        if (copy := await self._near_copy(waiting, verdict)) is not None:
+            # Found again where it is accepted; known before, it saves a call.
+            return await self._refuse(waiting, attempt, Rejected(Objection.NEAR_COPY, str(copy)))
+        waiting.to_resolve, waiting.unread = (attempt, verdict), 0
+        return False
+
+    async def _judge_resolve(self, waiting: Waiting, attempt: Attempt, reading: Reading) -> bool:
+        """What a re-solve says about the reasoning that it was shown; unreadable, it is asked for again."""
+        if waiting.to_resolve is None:
+            # The project asks for other things than before the restart, and they came first.
+            await self._waves.keep(Read(attempt))
+            return False
+        resolved = resolving.read(waiting.question, reading.text)
+        if isinstance(resolved, Rejected):
+            return await self._refuse_reply(waiting, attempt, resolved, outcome=Attempt.Outcome.REJECTED)
+        reasoned_in, reasoned = waiting.to_resolve
+        waiting.to_resolve = None
+        objection = resolving.compare(reasoned, resolved)
+        if objection is not None:
+            return await self._refuse(waiting, reasoned_in, objection, Read(attempt))
+        return await self._accept(waiting, reasoned_in, reasoned, Read(attempt))
+
+    async def _accept(self, waiting: Waiting, attempt: Attempt, completion: Completion, *facts: Fact) -> bool:
+        accepted = Accepted(
+            attempt=attempt,
+            run_task=waiting.run_task,
+            answer=completion.answer,
+            rationale=completion.rationale,
+            prompt_version=self._prompt(waiting).version,
+        )
+        await self._waves.keep(*facts, accepted)
+        if attempt.outcome == Attempt.Outcome.ACCEPTED:
+            await self._one_settled()
+            return True
+        # Where it was to be accepted, the ledger found a near-copy and has refused it.
+        self._refused(waiting, attempt.reason)
+        return await self._keep(waiting, give_up=attempt.reason if self._used_up(waiting) else "")
+
+    async def _refuse(self, waiting: Waiting, attempt: Attempt, refusal: Rejected, *facts: Fact) -> bool:
+        """A completion that could be read is not taken; True when it was the last that the task may have."""
+        self._refused(waiting, refusal.reason)
+        refused = _refused(attempt, Attempt.Outcome.REJECTED, refusal)
+        return await self._keep(waiting, *facts, refused, give_up=refusal.reason if self._used_up(waiting) else "")
+
+    def _refused(self, waiting: Waiting, reason: str) -> None:
         waiting.used += 1
-        refused = Refused(attempt=attempt, outcome=outcome, reason=refusal.reason, detail=refusal.detail)
-        hopeless = reading.final or self._used_up(waiting)
-        return await self._keep(waiting, refused, give_up=refusal.reason if hopeless else "")
+        waiting.any_completion = True
+        waiting.objection = reason
+
+    async def _refuse_reply(
+        self,
+        waiting: Waiting,
+        attempt: Attempt,
+        refusal: Rejected,
+        final: bool = False,
+        outcome: Attempt.Outcome = Attempt.Outcome.ERROR,
+    ) -> bool:
+        """A reply without a completion, or an unreadable re-solve: the same call again, or the end of the task."""
+        waiting.used += 1
+        waiting.unread += 1
+        refused = _refused(attempt, outcome, refusal)
+        if not final and not self._used_up(waiting):
+            return await self._keep(waiting, refused, give_up="")
+        return await self._keep(waiting, refused, *self._unresolved(waiting), give_up=refusal.reason)
+
+    def _unresolved(self, waiting: Waiting) -> list[Fact]:
+        """Where a task ends before the re-solve of its reasoning could be had, the reasoning is refused with it."""
+        if waiting.to_resolve is None:
+            return []
+        waiting.any_completion = True
+        nobody = Rejected(Objection.RESOLVE_UNREAD, "nobody could be had who would solve it again")
+        return [_refused(waiting.to_resolve[0], Attempt.Outcome.REJECTED, nobody)]
+
+    async def _near_copy(self, waiting: Waiting, completion: Completion) -> NearCopy | None:
+        threshold = self._run.project.near_copy
+        if not threshold:
+            return None
+        wording = Wording(waiting.run_task, completion.rationale)
+        return await self._waves.in_thread(partial(find_near_copy, self._run.project_id, threshold, wording))
 
     def _after_failure(self, waiting: Waiting, failure: Failure, sent_at: float) -> bool:
         """What a failed call means for the rest of the work; True when this task is not asked again."""
@@ -332,9 +435,22 @@ class _ChunkInHand:
         if self._bad_in_a_row >= self._endpoint.concurrency + 10:
             self._stop = self._stop or EndpointAway(f"{detail} ({self._bad_in_a_row} calls in a row failed)")
 
+    @property
+    def _wants_resolve(self) -> bool:
+        return self._run.approach == Approach.ANSWER_DRIVEN and self._run.project.blind_resolve
+
     async def _one_settled(self) -> None:
         self._settled += 1
         await self._waves.in_thread(partial(self._job.progress, self._settled, self._chunk.tasks))
+
+
+def _paid_for(unjudged: tuple[Attempt, str]) -> tuple[Attempt, Reading]:
+    attempt, body = unjudged
+    return attempt, read_reply(body)
+
+
+def _refused(attempt: Attempt, outcome: Attempt.Outcome, refusal: Rejected) -> Refused:
+    return Refused(attempt=attempt, outcome=outcome, reason=refusal.reason, detail=refusal.detail)
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, None]], *, beside: asyncio.Task[None]) -> None:

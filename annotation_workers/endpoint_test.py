@@ -16,7 +16,7 @@ from annotation_server.runs.models import Endpoint, EndpointTest
 from annotation_workers import automated
 from annotation_workers.model_client import EndpointUnusable, Failure, ModelClient, Reply, read_reply
 from annotation_workers.pictures import as_data_uri
-from annotation_workers.verdicts import Question, Rejected
+from annotation_workers.verdicts import Question, Rejected, read_and_check
 from trainer.contract.dimensions import Dimension, Polarity
 from trainer.contract.prompts import openai_messages
 
@@ -65,7 +65,8 @@ def _failure(failure: Failure) -> tuple[bool, dict[str, object]]:
 def _reply(reply: Reply) -> tuple[bool, dict[str, object]]:
     """It works when a completion came; whether it is in our grammar is said beside that, since weak models slip."""
     reading = read_reply(reply.body)
-    verdict = automated.judge(_QUESTION, reading.text)
+    # The grammar alone: what a model says about grey squares is nobody's annotation.
+    verdict = read_and_check((), _QUESTION, reading.text)
     report: dict[str, object] = {
         "status": reply.status,
         "latency_ms": reply.latency_ms,

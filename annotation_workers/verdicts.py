@@ -1,6 +1,6 @@
 """What both model approaches share: the question about a task, and the verdict on a completion.
 
-Not here: what a good completion is (automated.py, answer_driven.py).
+Not here: what a good completion is (checks.py), who asks for what (automated.py, answer_driven.py).
 """
 
 from __future__ import annotations
@@ -8,9 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer.contract.answers import Answer, Completion
+from trainer.contract.answers import Answer, Completion, CompletionRefused, parse_completion
 from trainer.contract.dimensions import Dimension, Polarity
 from trainer.contract.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a project asks of a reasoning's length, in words."""
+
+    min_words: int = 0
+    max_words: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +30,7 @@ class Question:
     candidates: int
     given_answer: Answer | None = None
     """Answer-driven: the answer whose reasoning is wanted."""
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,10 @@ Check = Callable[[Question, Completion], Rejected | None]
 """Looks at one thing in a completion; None when it is fine. Its counts stand on the run's page, by reason."""
 
 
-def first_objection(checks: tuple[Check, ...], question: Question, completion: Completion) -> Rejected | None:
-    """What the first check that minds has to say."""
-    return next((said for check in checks if (said := check(question, completion)) is not None), None)
+def read_and_check(checks: tuple[Check, ...], question: Question, text: str) -> Completion | Rejected:
+    """The completion, else what the grammar or the first check that minds has to say."""
+    try:
+        completion = parse_completion(text, question.candidates)
+    except CompletionRefused as error:
+        return Rejected(error.reason.value, str(error))
+    return next((said for check in checks if (said := check(question, completion)) is not None), completion)

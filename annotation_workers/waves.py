@@ -17,14 +17,14 @@ from django.db import connections, transaction
 
 from annotation_server.jobs.working import HeldJob
 from annotation_server.runs import ledger
-from annotation_server.runs.ledger import Accepted, Answered, GivenUp, Intent, Refused
+from annotation_server.runs.ledger import Accepted, Answered, GivenUp, Intent, Read, Refused
 from annotation_server.runs.models import Attempt, RunChunk
 
 MOST_PER_WAVE = 32
 """A wave keeps others waiting for the database (SQLite has one writer): some ten milliseconds, not more."""
 
 T = TypeVar("T")
-Fact = Answered | Accepted | Refused | GivenUp
+Fact = Answered | Accepted | Refused | Read | GivenUp
 _Entry = tuple[Sequence[Fact] | Intent, "asyncio.Future[Attempt | None]"]
 
 
@@ -100,6 +100,7 @@ class Waves:
         answered = [fact for fact in facts if isinstance(fact, Answered)]
         accepted = [fact for fact in facts if isinstance(fact, Accepted)]
         refused = [fact for fact in facts if isinstance(fact, Refused)]
+        read = [fact for fact in facts if isinstance(fact, Read)]
         given_up = [fact for fact in facts if isinstance(fact, GivenUp)]
         with transaction.atomic():
             self._job.fence()
@@ -109,6 +110,8 @@ class Waves:
                 ledger.accept(run, run.endpoint.annotator, chunk.pk, accepted)
             if refused:
                 ledger.refuse(refused)
+            if read:
+                ledger.mark_read(read)
             if given_up:
                 ledger.give_up(chunk.pk, given_up)
         return [None] * len(entries)

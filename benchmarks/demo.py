@@ -153,7 +153,8 @@ class Demo:
         self.truth = read_drawn(*(self.home / "drawn" / name / "truth.jsonl" for name in drawn))
         self.manage("create_person", "manager", "--administrator")
         with self.client("manager") as client:
-            client.create_project(PROJECT, "The whole loop", model_confidence=0.0)
+            # Drawn scenes are alike, and so are true sentences about them: near-copies are not looked for.
+            client.create_project(PROJECT, "The whole loop", model_confidence=0.0, near_copy=None)
         self.manage("create_person", "simulated", "--project", PROJECT, "--role", "annotator")
         self.manage("create_person", "engineer", "--project", PROJECT, "--role", "ml_engineer")
         self.import_drawn("work")

@@ -196,6 +196,11 @@ def _vote_or_advice(row: NewAnnotation) -> Annotation:
     return unsaved_annotation(row, standing=Annotation.Standing.VOTE, slot_id=slot_id)
 
 
+def storable(text: str) -> str:
+    """Text that every database takes: PostgreSQL keeps no NUL, UTF-8 no half of a surrogate pair; JSON brings both."""
+    return text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+
+
 def unsaved_annotation(row: NewAnnotation, *, standing: str, slot_id: int | None = None) -> Annotation:
     return Annotation(
         task=row.task,
@@ -203,7 +208,7 @@ def unsaved_annotation(row: NewAnnotation, *, standing: str, slot_id: int | None
         approach=row.approach,
         standing=standing,
         answer=row.answer,
-        rationale=row.rationale.strip(),
+        rationale=storable(row.rationale).strip(),
         prompt_version=row.prompt_version,
         confidence=row.confidence,
         seconds_spent=row.seconds_spent,

@@ -42,6 +42,11 @@ class ProjectOut(Schema):
     """Null: nobody is paused."""
     gold_window: int
     lease_seconds: int
+    rationale_min_words: int
+    rationale_max_words: int | None
+    near_copy: float | None
+    """Null or 0: near-copies are not looked for."""
+    blind_resolve: bool
 
 
 class ProjectIn(Schema):
@@ -62,6 +67,10 @@ class ProjectIn(Schema):
     gold_window: int = Field(20, ge=5, le=1000)
     lease_seconds: int = Field(300, ge=10)
     model_confidence: float | None = Field(None, ge=0, le=1)
+    rationale_min_words: int = Field(8, ge=0, le=32_767)
+    rationale_max_words: int | None = Field(600, ge=1, le=1_000_000)
+    near_copy: float | None = Field(0.8, ge=0, le=1)
+    blind_resolve: bool = False
     validation_share: float = Field(0.05, ge=0, le=1)
     test_share: float = Field(0.05, ge=0, le=1)
 

@@ -43,6 +43,10 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
             "lease_seconds",
             "show_pre_annotations",
             "model_confidence",
+            "rationale_min_words",
+            "rationale_max_words",
+            "near_copy",
+            "blind_resolve",
             "validation_share",
             "test_share",
         )
@@ -63,6 +67,10 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
             "lease_seconds": _("Lease in seconds"),
             "show_pre_annotations": _("Show model annotations to annotators"),
             "model_confidence": _("Confidence at which a model resolves a task"),
+            "rationale_min_words": _("Fewest words of a model’s reasoning"),
+            "rationale_max_words": _("Most words of a model’s reasoning"),
+            "near_copy": _("Likeness at which a reasoning is a near-copy"),
+            "blind_resolve": _("Explained answers are solved again, blind"),
             "validation_share": _("Share of originals for validation"),
             "test_share": _("Share of originals for test"),
         }

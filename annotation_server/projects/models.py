@@ -93,6 +93,33 @@ class Project(models.Model):
             "0 accepts answers of unknown confidence too."
         ),
     )
+    rationale_min_words = models.PositiveSmallIntegerField(
+        default=8,
+        help_text=_("Shorter reasonings of models are refused. Chinese counts by the character. 0: none is too short."),
+    )
+    rationale_max_words = models.PositiveIntegerField(
+        default=600,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text=_("Longer reasonings of models are refused. Empty: none is too long."),
+    )
+    near_copy = models.FloatField(
+        default=0.8,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0), MaxValueValidator(1)],
+        help_text=_(
+            "A model’s reasoning with this share of its words in common with another task’s is refused. Empty: none is."
+        ),
+    )
+    blind_resolve = models.BooleanField(
+        default=False,
+        help_text=_(
+            "A second call sees the images and the reasoning without its answer, and must come to the same answer. "
+            "About twice the calls."
+        ),
+    )
     validation_share = models.FloatField(default=0.05, validators=[MinValueValidator(0), MaxValueValidator(1)])
     test_share = models.FloatField(default=0.05, validators=[MinValueValidator(0), MaxValueValidator(1)])
     created_at = models.DateTimeField(auto_now_add=True)

@@ -32,6 +32,10 @@ EDITABLE = (
     "lease_seconds",
     "show_pre_annotations",
     "model_confidence",
+    "rationale_min_words",
+    "rationale_max_words",
+    "near_copy",
+    "blind_resolve",
     "validation_share",
     "test_share",
 )

@@ -63,6 +63,7 @@ STORED_WORDS: dict[str, Promise] = {
     "accepted": _("accepted"),
     "corrected": _("corrected"),
     "rejected": _("rejected"),
+    "read": _("read"),
     "error": _("error"),
     # approaches, splits, polarity, dimensions
     "manual": _("manual"),

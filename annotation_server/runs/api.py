@@ -20,7 +20,7 @@ from annotation_server.projects.access import Access, Capability, access_to, may
 from annotation_server.runs import services
 from annotation_server.runs.models import Endpoint, EndpointTest, Run
 from annotation_server.runs.selection import Wanted
-from annotation_server.runs.selectors import Estimate, estimate, refusals, run_progress
+from annotation_server.runs.selectors import Estimate, check_counts, estimate, refusals, run_progress
 from trainer.contract.dimensions import Dimension
 
 router = Router(tags=["runs"])
@@ -104,6 +104,8 @@ class RunOut(Schema):
     progress: ProgressOut
     refusals: dict[str, int]
     """Refused attempts by reason."""
+    checks: dict[str, int]
+    """Every check of the run's approach, in its order, and how many completions it has refused."""
 
 
 class ResumeIn(Schema):
@@ -244,6 +246,7 @@ def _changed(request: AuthenticatedRequest, run: Run, verb: str, won: bool) -> R
 
 def _shown(run: Run) -> RunOut:
     progress = run_progress(run)
+    counted = refusals(run)
     return RunOut(
         id=run.pk,
         endpoint=run.endpoint.name,
@@ -256,5 +259,6 @@ def _shown(run: Run) -> RunOut:
         created_at=run.created_at,
         finished_at=run.finished_at,
         progress=ProgressOut.model_validate(progress, from_attributes=True),
-        refusals=refusals(run),
+        refusals=counted,
+        checks={check.objection.value: check.times for check in check_counts(run, counted)},
     )

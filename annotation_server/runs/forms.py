@@ -85,7 +85,13 @@ class RunForm(forms.Form):
     )
     temperature = forms.FloatField(label=_("Temperature"), min_value=0, max_value=2, initial=0.0)
     max_tokens = forms.IntegerField(label=_("Tokens per reply at most"), min_value=16, max_value=32_768, initial=512)
-    max_attempts = forms.IntegerField(label=_("Calls per task at most"), min_value=1, max_value=10, initial=3)
+    max_attempts = forms.IntegerField(
+        label=_("Tries per task at most"),
+        min_value=1,
+        max_value=10,
+        initial=3,
+        help_text=_("A try is a call, and a second one where reasonings are solved again."),
+    )
 
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -19,7 +19,9 @@ from annotation_server.annotations.models import Annotation, Annotator
 from annotation_server.annotations.services import NewAnnotation
 from annotation_server.runs.costs import cost_of
 from annotation_server.runs.models import Attempt, Endpoint, RawResponse, Run, RunChunk, RunTask
+from annotation_server.runs.near_copies import Wording, claim_wordings
 from trainer.contract.answers import Answer
+from trainer.contract.feedback import Objection
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class Intent:
     number: int
     reserve_usd: Decimal
     """What it may cost at most; held from the budget until it is answered."""
+    resolves: Attempt | None = None
+    """Blind re-solve: the attempt whose reasoning it is shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,13 @@ class Refused:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A re-solve that was read; what it said is in the judgement of the attempt that it resolves."""
+
+    attempt: Attempt
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GivenUp:
     """A task for which no further call is made."""
@@ -99,7 +110,15 @@ def open_attempts(run_id: int, chunk_id: int, intents: Sequence[Intent]) -> list
         raise RunStopped
     granted = list(intents) if run.budget_usd is None else _within_budget(run, run.budget_usd, intents)
     attempts = Attempt.objects.bulk_create(
-        [Attempt(run_task_id=intent.run_task_id, number=intent.number, request_id=uuid.uuid4()) for intent in granted]
+        [
+            Attempt(
+                run_task_id=intent.run_task_id,
+                number=intent.number,
+                resolves=intent.resolves,
+                request_id=uuid.uuid4(),
+            )
+            for intent in granted
+        ]
     )
     _add(chunk_id, calls=len(granted), reserved_usd=sum((intent.reserve_usd for intent in granted), Decimal(0)))
     return [*attempts, *[None] * (len(intents) - len(attempts))]
@@ -156,7 +175,13 @@ def record_answers(endpoint: Endpoint, chunk_id: int, answers: Sequence[Answered
 
 
 def accept(run: Run, annotator: Annotator, chunk_id: int, accepted: Sequence[Accepted]) -> None:
-    """Make annotations of completions. The key names run and task: after a crash the same one is found, not doubled."""
+    """Make annotations of completions. The key names run and task: after a crash the same one is found, not doubled.
+
+    A near-copy of another task's reasoning is refused instead: its attempt then says so.
+    """
+    accepted = _without_near_copies(run, accepted)
+    if not accepted:
+        return
     annotations = annotations_services.record_annotations(
         [
             NewAnnotation(
@@ -179,6 +204,32 @@ def accept(run: Run, annotator: Annotator, chunk_id: int, accepted: Sequence[Acc
     Attempt.objects.bulk_update([row.attempt for row in accepted], ["outcome"])
     RunTask.objects.bulk_update([row.run_task for row in accepted], ["state", "reason", "annotation"])
     _add(chunk_id, accepted=len(accepted))
+
+
+def _without_near_copies(run: Run, accepted: Sequence[Accepted]) -> Sequence[Accepted]:
+    """Those that stand; the others are refused. Here and not before, so that no other worker comes in between."""
+    threshold = run.project.near_copy
+    if not threshold:
+        return accepted
+    copies = claim_wordings(run.project_id, threshold, [Wording(row.run_task, row.rationale) for row in accepted])
+    refused = [
+        Refused(
+            attempt=row.attempt,
+            outcome=Attempt.Outcome.REJECTED,
+            reason=Objection.NEAR_COPY,
+            detail=str(copies[row.run_task.pk]),
+        )
+        for row in accepted
+        if row.run_task.pk in copies
+    ]
+    if refused:
+        refuse(refused)
+    return [row for row in accepted if row.run_task.pk not in copies]
+
+
+def mark_read(read: Sequence[Read]) -> None:
+    """Re-solves that have had their say."""
+    Attempt.objects.filter(pk__in=[row.attempt.pk for row in read]).update(outcome=Attempt.Outcome.READ)
 
 
 def refuse(refused: Sequence[Refused]) -> None:

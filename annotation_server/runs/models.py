@@ -178,7 +178,8 @@ class Attempt(models.Model):
         """What is known of the call.
 
         SENT: not answered yet. UNKNOWN: cut by a kill or a timeout, perhaps charged. ANSWERED: response kept, not yet
-        judged. ACCEPTED and REJECTED: judged. ERROR: the endpoint answered with an error.
+        judged; the reasoning stays so until its re-solve has been judged. ACCEPTED and REJECTED: judged. READ: a
+        re-solve that could be read, whatever it says of the reasoning. ERROR: the endpoint answered with an error.
         """
 
         SENT = "sent"
@@ -186,10 +187,15 @@ class Attempt(models.Model):
         ANSWERED = "answered"
         ACCEPTED = "accepted"
         REJECTED = "rejected"
+        READ = "read"
         ERROR = "error"
 
     run_task = models.ForeignKey(RunTask, on_delete=models.CASCADE, related_name="attempts")
     number = models.PositiveSmallIntegerField(help_text="Which call about this task, from 1.")
+    resolves = models.ForeignKey(
+        "self", null=True, on_delete=models.CASCADE, related_name="resolved_by",
+        help_text="Blind re-solve: the attempt whose reasoning this call was shown, without its answer.",
+    )  # fmt: skip
     request_id = models.UUIDField(unique=True, help_text="Sent along as X-Request-ID, so that a charge can be matched.")
     outcome = models.CharField(max_length=8, choices=Outcome, default=Outcome.SENT)
     reason = models.CharField(max_length=60, blank=True, help_text="Of a rejection or error, in a countable word.")
@@ -217,6 +223,20 @@ class RawResponse(models.Model):
 
     def __str__(self) -> str:
         return f"response to {self.attempt}"
+
+
+class WordingKey(models.Model):
+    """By which near-copies of an accepted reasoning are found. A key belongs to the first task that has it."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+", db_index=False)
+    key = models.BigIntegerField(help_text="A hash of some of its words (near_copies.py).")
+    run_task = models.ForeignKey(RunTask, on_delete=models.CASCADE, related_name="wording_keys")
+
+    class Meta:
+        constraints = (models.UniqueConstraint(name="wording_key_has_one_owner", fields=("project", "key")),)
+
+    def __str__(self) -> str:
+        return f"key of {self.run_task}"
 
 
 class EndpointTest(models.Model):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
 from django.db.models import Avg, Count, Max, Min, Prefetch, QuerySet, Sum
 from django.utils import timezone
+from django.utils.functional import Promise
 
+from annotation_server.annotations.models import Approach
 from annotation_server.jobs.models import Job, JobKind
 from annotation_server.runs.costs import most_a_call_costs
 from annotation_server.runs.models import Attempt, Run, RunChunk, RunTask
 from annotation_server.runs.selection import Wanted, select_tasks
+from annotation_server.runs.wording import CHECK_LABELS
 from annotation_server.samples.models import Candidate
+from trainer.contract.feedback import Objection
 
 _REFUSED = (Attempt.Outcome.REJECTED, Attempt.Outcome.ERROR, Attempt.Outcome.UNKNOWN)
 
@@ -104,6 +109,43 @@ def refusals(run: Run) -> dict[str, int]:
         .order_by("-times", "reason")
     )
     return dict(counted)
+
+
+_OF_ANSWER_DRIVEN_ALONE = {
+    Objection.ANSWER_DIFFERS,
+    Objection.NO_RATIONALE,
+    Objection.LEAKS,
+    Objection.RESOLVE_DIFFERS,
+    Objection.RESOLVE_UNREAD,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckCount:
+    """How often a check of the run's approach has refused a completion."""
+
+    objection: Objection
+    times: int
+
+    @property
+    def label(self) -> Promise:
+        """What it minds, in the reader's language."""
+        return CHECK_LABELS[self.objection]
+
+
+def check_counts(run: Run, counted: Mapping[str, int]) -> list[CheckCount]:
+    """Every check that the run's completions meet, in its order, also those that have refused nothing yet.
+
+    `counted`: what `refusals` says.
+    """
+    of_all = run.approach == Approach.ANSWER_DRIVEN
+    met = [objection for objection in Objection if of_all or objection not in _OF_ANSWER_DRIVEN_ALONE]
+    return [CheckCount(objection, counted.get(objection, 0)) for objection in met]
+
+
+def other_refusals(counted: Mapping[str, int]) -> dict[str, int]:
+    """What no check refused: replies that were no completion in the grammar, and calls that failed."""
+    return {reason: times for reason, times in counted.items() if reason not in set(Objection)}
 
 
 def refused_attempts(run: Run) -> QuerySet[Attempt]:

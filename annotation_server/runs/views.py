@@ -24,7 +24,15 @@ from annotation_server.projects.access import Access, Capability, access_to, may
 from annotation_server.runs import services
 from annotation_server.runs.forms import EndpointForm, RunForm
 from annotation_server.runs.models import Endpoint, EndpointTest, Run
-from annotation_server.runs.selectors import estimate, refusals, refused_attempts, run_progress, said_in_run
+from annotation_server.runs.selectors import (
+    check_counts,
+    estimate,
+    other_refusals,
+    refusals,
+    refused_attempts,
+    run_progress,
+    said_in_run,
+)
 
 ATTEMPTS_SHOWN = 50
 
@@ -105,8 +113,17 @@ def run(request: AuthenticatedRequest, slug: str, run_id: int) -> HttpResponse:
     access = access_to(request.user, slug, Capability.RUN_MODELS)
     found = _run_in(access, run_id)
     template = "runs/_progress.html" if request.htmx else "runs/run.html"  # type: ignore[attr-defined]  # its middleware's
-    context = {"access": access, "run": found, "progress": run_progress(found), "refusals": refusals(found)}
-    return render(request, template, context | {"said": said_in_run(found)})
+    counted = refusals(found)
+    context = {
+        "access": access,
+        "run": found,
+        "progress": run_progress(found),
+        "checks": check_counts(found, counted),
+        "refusals": other_refusals(counted),
+        "refused": sum(counted.values()),
+        "said": said_in_run(found),
+    }
+    return render(request, template, context)
 
 
 @login_required

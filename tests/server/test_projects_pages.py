@@ -25,6 +25,8 @@ FIELDS = {
     "gold_rate": "0.05",
     "gold_window": "20",
     "lease_seconds": "120",
+    "rationale_min_words": "8",
+    "near_copy": "0.9",
     "validation_share": "0.1",
     "test_share": "0.1",
 }
@@ -64,6 +66,9 @@ def test_only_administrators_and_managers_create_projects(client: Client) -> Non
         ({"gold_rate": "0.6"}, "less than or equal to 0.5"),
         ({"gold_floor": "-1"}, "greater than or equal to 0"),
         ({"gold_window": "1"}, "greater than or equal to 5"),
+        ({"rationale_min_words": "-1"}, "greater than or equal to 0"),
+        ({"rationale_max_words": "0"}, "greater than or equal to 1"),
+        ({"near_copy": "1.5"}, "less than or equal to 1"),
         ({"queue_order": "random"}, "not one of the available choices"),
     ],
 )

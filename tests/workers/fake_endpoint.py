@@ -8,6 +8,7 @@ called and what was charged for it. Not here: any import of Winnow; this is the 
 from __future__ import annotations
 
 import json
+import random
 import re
 import threading
 import time
@@ -23,9 +24,36 @@ COMPLETIONS = {
     "malformed": "The second one looks best to me.",
     "no_rationale": "<think></think><answer>{answer}</answer>",
     "truncated": "<think>Candidate A stands on the ground and",
-    "nasty": "<think>\x00</script><img src=x onerror=alert(1)>\ud800\u202e A stands</think><answer>{answer}</answer>",
+    "nasty": (
+        "<think>\x00</script><img src=x onerror=alert(1)>\ud800\u202e A stands in the light; B floats.</think>"
+        "<answer>{answer}</answer>"
+    ),
+    "leak": (
+        "<think>A stands on the ground; B floats above it. Since the answer is {answer}, the others cast no shadow."
+        "</think><answer>{answer}</answer>"
+    ),
+    "parrot": (
+        "<think>A stands on the ground; B floats above it. I write the reasoning that leads there from what is visible."
+        "</think><answer>{answer}</answer>"
+    ),
+    "empty_talk": (
+        "<think>I looked at all of them with great care and compared them as well as I could.</think>"
+        "<answer>{answer}</answer>"
+    ),
+    "too_long": "<think>" + "A stands on the ground and casts a shadow. " * 100 + "</think><answer>{answer}</answer>",
+    "too_short": "<think>B has no shadow.</think><answer>{answer}</answer>",
+    "copy": (
+        "<think>A casts a soft shadow to the left, B has none at all under its round foot, C hides its own behind "
+        "itself.</think><answer>{answer}</answer>"
+    ),
+    "hostile": "<think>A casts a shadow. {hostile}</think><answer>{answer}</answer>",
+    "hostile_refused": (
+        "<think>A casts a shadow, B none. A: </script><img src=x onerror=pwned()>\u202e, flawed.</think>"
+        "<answer>{answer}</answer>"
+    ),
     "empty": "",
 }
+HOSTILE = "\x00</script><img src=x onerror=pwned()>\u202e\ud800" + "x" * 100_000
 # Status, code and message of the modes that answer with an error and charge nothing.
 ERRORS = {
     "rate_limit": (429, "rate_limit_exceeded", "slow down"),
@@ -54,6 +82,7 @@ class State:
         self.now = 0
         self.most_at_once = 0
         self.last_request: dict[str, Any] = {}
+        self.last_answer = "A"
 
     def next_mode(self) -> str:
         with self.lock:
@@ -161,15 +190,32 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
 
+COLOURS = ("amber", "blue", "coral", "denim", "ecru", "fawn", "green", "hazel", "ivory", "jade", "khaki", "lilac")
+
+
 def said(mode: str, body: dict[str, Any]) -> str:
-    """A completion in the grammar: the answer the prompt gives, else A; another one in mode different."""
+    """A completion in the grammar: the answer the prompt gives, else A; another one in mode different.
+
+    Whoever is to solve again blindly is convinced by the reasoning: they say what the last prompt gave.
+    """
     question = body["messages"][0]["content"][-1]["text"]
     given = re.search(r"candidates are: (.+?)\. Write", question)
-    answer = given.group(1) if given else "A"
-    if mode == "different":
-        answer = "none" if answer != "none" else "A"
+    if "Somebody reasoned: " in question:
+        answer = STATE.last_answer
+    else:
+        answer = STATE.last_answer = given.group(1) if given else "A"
+    match mode:
+        case "different":
+            answer = "none" if answer != "none" else "A"
+        case "contradiction":
+            listed = answer.split(",")
+            verdicts = [f"{letter}: no shadow, {'flawed' if letter in listed else 'fine'}." for letter in "ABCD"]
+            return f"<think>{' '.join(verdicts)}</think><answer>{answer}</answer>"
+        case "own_words":
+            colours = " ".join(random.choice(COLOURS) for _ in range(40))
+            return f"<think>A casts a shadow on {colours}.</think><answer>{answer}</answer>"
     good = "<think>A stands on the ground; B floats above it.</think><answer>{answer}</answer>"
-    return COMPLETIONS.get(mode, good).replace("{answer}", answer)
+    return COMPLETIONS.get(mode, good).replace("{answer}", answer).replace("{hostile}", HOSTILE)
 
 
 def completion(text: str | None, refusal: str | None = None) -> dict[str, Any]:

@@ -36,8 +36,11 @@ def stored_picture(shade: int, size: tuple[int, int] = (48, 48), orientation: in
 
 
 def project_with_tasks(count: int, **fields: object) -> tuple[Project, list[Task]]:
-    """A project with `count` tasks, each on the shadows of a sample of its own."""
-    project = make_project(dimensions=["physical_shadow"], **fields)
+    """A project with `count` tasks, each on the shadows of a sample of its own.
+
+    Near-copies are allowed unless a test wants otherwise: the fake endpoint says the same about every sample.
+    """
+    project = make_project(**{"dimensions": ["physical_shadow"], "near_copy": None} | fields)
     pictures = [stored_picture(shade) for shade in (40, 80, 120, 160, 200)]
     tasks = []
     for _ in range(count):

@@ -84,7 +84,14 @@ _CRITERIA: dict[Dimension, str] = {
 
 _LISTED: dict[Polarity, str] = {Polarity.ACCEPTABLE: "acceptable", Polarity.FLAWED: "flawed"}
 
-_FORM = "Reply as <think>what you see in each candidate</think><answer>letters separated by commas, or none</answer>."
+EXPLAIN_WISH = "Write the reasoning that leads there from what is visible, as if you had found it yourself."
+
+FORM = "Reply as <think>what you see in each candidate</think><answer>letters separated by commas, or none</answer>."
+
+
+def criterion(dimension: Dimension) -> str:
+    """What a dimension asks of a candidate, as every prompt says it."""
+    return _CRITERIA[dimension]
 
 
 def image_prefix(count: int) -> tuple[Text | Picture, ...]:
@@ -97,7 +104,7 @@ def image_prefix(count: int) -> tuple[Text | Picture, ...]:
 
 def ask(dimension: Dimension, polarity: Polarity, count: int) -> Prompt:
     """The images and the question: which candidates does the answer list?"""
-    question = f"Judge {_CRITERIA[dimension]}. Which candidates are {_LISTED[polarity]}? {_FORM}"
+    question = f"Judge {_CRITERIA[dimension]}. Which candidates are {_LISTED[polarity]}? {FORM}"
     return _prompt(PromptKind.ASK, count, question)
 
 
@@ -105,7 +112,7 @@ def explain(dimension: Dimension, polarity: Polarity, count: int, answer: Answer
     """The images and the answer: what reasoning leads to it? The reply must not mention that it was told."""
     question = (
         f"Judge {_CRITERIA[dimension]}. The {_LISTED[polarity]} candidates are: {format_answer(answer)}. "
-        f"Write the reasoning that leads there from what is visible, as if you had found it yourself. {_FORM}"
+        f"{EXPLAIN_WISH} {FORM}"
     )
     return _prompt(PromptKind.EXPLAIN, count, question)
 
@@ -114,7 +121,7 @@ def resolve(dimension: Dimension, polarity: Polarity, count: int, reasoning: str
     """The images and a reasoning without its answer: what answer does it lead to?"""
     question = (
         f"Judge {_CRITERIA[dimension]}. Somebody reasoned: {reasoning.strip()} "
-        f"Following the images and this reasoning, which candidates are {_LISTED[polarity]}? {_FORM}"
+        f"Following the images and this reasoning, which candidates are {_LISTED[polarity]}? {FORM}"
     )
     return _prompt(PromptKind.RESOLVE, count, question)
 

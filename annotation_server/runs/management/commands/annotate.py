@@ -95,7 +95,10 @@ class Command(BaseCommand):
             f"{progress.failed} failed of {progress.tasks} tasks; {progress.calls} calls, "
             f"{progress.input_tokens} + {progress.output_tokens} tokens, ${progress.cost_usd:.4f}"
         )
-        for reason, times in selectors.refusals(run).items():
+        counted = selectors.refusals(run)
+        checks = selectors.check_counts(run, counted)
+        self.stdout.write("  checks: " + ", ".join(f"{check.objection} {check.times}" for check in checks))
+        for reason, times in selectors.other_refusals(counted).items():
             self.stdout.write(f"  {reason}: {times}")
         if run.state != Run.State.DONE:
             raise CommandError(run.error or f"the run was {run.state}")
