@@ -10,6 +10,7 @@ re-solve (resolving.py); what is said to the model that tries again (trainer/con
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from annotation_server.runs.words import contained, shingles, words
 from annotation_workers.said import letters_named, sentences, verdicts_said
@@ -113,8 +114,10 @@ OF_ANSWER_DRIVEN: tuple[Check, ...] = (
 
 
 def _shown(text: str) -> str:
-    """The start of some words on one line, in quotation marks."""
-    line = " ".join(text.split())
+    """The start of some words on one line, in quotation marks, without characters that turn those after them around."""
+    line = " ".join(
+        "".join(char for char in text if unicodedata.category(char) not in ("Cf", "Cc") or char.isspace()).split()
+    )
     return f"“{line[:120]}…”" if len(line) > 120 else f"“{line}”"
 
 
