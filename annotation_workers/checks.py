@@ -10,8 +10,10 @@ re-solve (resolving.py); what is said to the model that tries again (trainer/con
 from __future__ import annotations
 
 import re
+import unicodedata
+from functools import cache
 
-from annotation_server.runs.words import contained, shingles, words
+from annotation_server.runs.words import Shingle, contained, shingles, words
 from annotation_workers.said import letters_named, sentences, verdicts_said
 from annotation_workers.verdicts import Check, Question, Rejected
 from trainer.contract.answers import Answer, Completion, format_answer
@@ -59,10 +61,16 @@ def keeps_the_secret(question: Question, completion: Completion) -> Rejected | N
     instructions = ((EXPLAIN_WISH, _WISH_WORDS), (FORM, _WISH_WORDS), (criterion(question.dimension), _CRITERION_WORDS))
     for sentence in sentences(completion.rationale):
         said = words(sentence)
+        runs = shingles(said)
         for text, least in instructions:
-            if len(said) >= least and contained(shingles(said), shingles(words(text))) > _REPEATED:
+            if len(said) >= least and contained(runs, _runs_of(text)) > _REPEATED:
                 return Rejected(Objection.LEAKS, f"it repeats the instruction: {_shown(sentence)}")
     return None
+
+
+@cache
+def _runs_of(instruction: str) -> frozenset[Shingle]:
+    return shingles(words(instruction))
 
 
 def says_something(question: Question, completion: Completion) -> Rejected | None:
@@ -113,8 +121,10 @@ OF_ANSWER_DRIVEN: tuple[Check, ...] = (
 
 
 def _shown(text: str) -> str:
-    """The start of some words on one line, in quotation marks."""
-    line = " ".join(text.split())
+    """The start of some words on one line, in quotation marks, without characters that turn those after them around."""
+    line = " ".join(
+        "".join(char for char in text if unicodedata.category(char) not in ("Cf", "Cc") or char.isspace()).split()
+    )
     return f"“{line[:120]}…”" if len(line) > 120 else f"“{line}”"
 
 

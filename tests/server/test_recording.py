@@ -163,3 +163,10 @@ def test_gold_stands_and_cannot_be_changed_unnoticed() -> None:
         add_gold({task: frozenset("C")})
     assert GoldAnswer.objects.get().answer == {"A", "B"}
     assert task.resolution.source == "gold"
+
+
+def test_characters_that_no_database_keeps_are_left_out() -> None:
+    task = make_task()
+    said = annotate(task, make_member(task.project), "A", rationale="A\x00 floats\ud800.\u202e")
+    said.refresh_from_db()
+    assert said.rationale == "A floats?.\u202e"

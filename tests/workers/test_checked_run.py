@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +15,14 @@ from annotation_server.runs import selectors, services
 from annotation_server.runs.models import Attempt, Endpoint, Run, RunTask, WordingKey
 from annotation_server.runs.selection import Wanted
 from tests.server.factories import annotate, make_member
-from tests.workers.conftest import FakeEndpoint, MakeEndpoint
+from tests.workers.conftest import FakeEndpoint, MakeEndpoint, Processes
 from tests.workers.scenes import project_with_tasks
 from trainer.contract.feedback import Objection, feedback
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 Work = Callable[[], None]
+Until = Callable[[Callable[[], bool], float], None]
 
 
 @pytest.fixture
@@ -345,3 +347,34 @@ async def _die(*args: object) -> bool:
 
 def _die_at_once(*args: object) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_killed_workers_repeat_no_call_of_a_run_that_is_solved_again(
+    processes: Processes, make_endpoint: MakeEndpoint, fake: FakeEndpoint, until: Until
+) -> None:
+    """Real workers, killed in the middle: every task ends, and every answered call is charged and judged once."""
+    fake.control(delay=0.2)
+    processes.queue()
+    processes.scheduler()
+    first = processes.worker()
+    project = explained(24, blind_resolve=True)
+    run = start(project, make_endpoint(concurrency=4))
+    until(lambda: Attempt.objects.filter(outcome=Attempt.Outcome.READ).count() >= 5, 40)
+    until(Attempt.objects.filter(outcome=Attempt.Outcome.SENT, resolves__isnull=False).exists, 10)
+    processes.kill(first)
+    processes.worker()
+
+    def is_done() -> bool:
+        run.refresh_from_db()
+        return run.state == Run.State.DONE
+
+    until(is_done, 60)
+    assert RunTask.objects.filter(run=run, state=RunTask.State.ACCEPTED).count() == 24
+    assert Annotation.objects.filter(approach=Approach.ANSWER_DRIVEN).count() == 24
+    assert all(charge["calls"] == 1 for charge in fake.charges().values())
+    counted = Counter((outcome, resolve) for outcome, _, resolve in outcomes())
+    assert counted["accepted", False] == counted["read", True] == 24
+    cut = counted["unknown", False] + counted["unknown", True]
+    assert 1 <= cut <= 4
+    assert sum(counted.values()) == 48 + cut

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from dataclasses import replace
 
 import pytest
@@ -30,7 +31,7 @@ def objection(check: Check, rationale: str, answer: str = "AC", question: Questi
     if said is None:
         return ""
     assert said.detail
-    assert "\n" not in said.detail
+    assert not any(unicodedata.category(char) in ("Cc", "Cf") for char in said.detail)
     return said.reason
 
 
@@ -182,6 +183,7 @@ def test_of_a_single_candidate_nobody_needs_the_letter() -> None:
         ("Fine: A, B, C. Flawed: D.", "contradicts"),
         ("B is acceptable in outline, but casts no shadow.", ""),
         ("Perhaps B is acceptable.", ""),
+        ("A:\u202e no shadow\x07\n, flawed.", "contradicts"),
     ],
 )
 def test_what_it_says_of_a_candidate_must_agree_with_its_answer(text: str, reason: str) -> None:
