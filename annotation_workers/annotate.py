@@ -2,7 +2,8 @@
 
 The order for each call: the attempt is committed, the request made, the response committed with its cost, and only then
 read and judged. Whoever is killed anywhere in between leaves rows from which the next worker goes on.
-Not here: the request (model_client.py), prompts and judging (automated.py, answer_driven.py), writing (waves.py).
+Not here: the request (model_client.py), prompts and judging (automated.py, answer_driven.py), writing (waves.py), how
+fast the endpoint may be called (annotation_server/runs/pacing.py).
 """
 
 from __future__ import annotations
@@ -20,11 +21,21 @@ from django.db import transaction
 
 from annotation_server.annotations.models import Approach
 from annotation_server.jobs.working import HeldJob, JobRefused, TryLater
-from annotation_server.runs import ledger, selectors
+from annotation_server.runs import ledger, pacing, selectors
 from annotation_server.runs import services as runs_services
-from annotation_server.runs.costs import cost_of, most_a_call_costs
-from annotation_server.runs.ledger import Accepted, Answered, BudgetReached, GivenUp, Intent, Refused, RunStopped
-from annotation_server.runs.models import Attempt, RunChunk, RunTask
+from annotation_server.runs.costs import cost_of, input_tokens_of
+from annotation_server.runs.ledger import (
+    Accepted,
+    Answered,
+    BudgetReached,
+    GivenUp,
+    Intent,
+    NotYet,
+    Refused,
+    Reserve,
+    RunStopped,
+)
+from annotation_server.runs.models import Attempt, Run, RunChunk, RunTask
 from annotation_workers import answer_driven, automated
 from annotation_workers.model_client import EndpointUnusable, Failure, Means, ModelClient, Reading, read_reply
 from annotation_workers.pictures import PictureMissing, Pictures
@@ -38,9 +49,10 @@ APPROACHES: dict[str, ModelApproach] = {
     Approach.ANSWER_DRIVEN: ModelApproach(answer_driven.build_prompt, answer_driven.judge),
 }
 BUSY_ROUNDS = 8
-LONGEST_WAIT = 60.0
-_SHARE_SECONDS = 2.0
-_BUDGET_SECONDS = 0.2
+"""So often in a row the endpoint may ask for fewer calls, with no answer in between, before it counts as away."""
+_LOOK_SECONDS = 1.0
+"""How often a chunk in hand looks whether its run still goes, and what its share of the endpoint is."""
+_NAP_SECONDS = 0.5
 NOBODYS_FAULT = frozenset({ledger.INTERRUPTED, "unreachable", "rate_limit", "overloaded"})
 """Reasons of attempts that do not use up what a task may take."""
 
@@ -106,25 +118,25 @@ class _ChunkInHand:
         self._run = chunk.run
         self._endpoint = chunk.run.endpoint
         self._approach = APPROACHES[chunk.run.approach]
-        self._pictures = Pictures(self._endpoint.image_side)
+        self._pictures = Pictures(self._endpoint)
         self._queue: deque[Waiting] = deque()
         self._stop: Exception | None = None
         self._settled = 0
         self._allowed = 1
         self._ever_answered = False
-        self._resting_until = 0.0
-        self._busy_rounds = 0
+        self._no_call_before = 0.0
+        self._busy_rounds_before = 0
         self._bad_in_a_row = 0
-        self._dearest = Decimal(0)
+        self._most = Reserve(Decimal(0), 0)
 
     async def work(self) -> None:
         """All waiting tasks, as many at once as the endpoint allows. Raises what stopped the work, if something did."""
         async with Waves(self._job, self._chunk) as waves, ModelClient(self._endpoint) as client:
             self._waves, self._client = waves, client
             await waves.in_thread(self._load)
-            sharing = asyncio.create_task(self._keep_sharing())
+            looking = asyncio.create_task(self._keep_looking())
             lanes = min(self._endpoint.concurrency, len(self._queue))
-            await _together([self._lane(place) for place in range(lanes)], beside=sharing)
+            await _together([self._lane(place) for place in range(lanes)], beside=looking)
         if self._stop is not None:
             raise self._stop
 
@@ -136,11 +148,23 @@ class _ChunkInHand:
         self._ever_answered = progress.accepted + progress.rejected > 0
         self._queue.extend(self._waiting(run_task) for run_task in selectors.waiting_tasks(self._chunk))
         self._settled = self._chunk.tasks - len(self._queue)
-        self._share()
+        self._busy_rounds_before = pacing.pace_of(self._endpoint).busy_rounds
+        self._look()
 
-    def _share(self) -> None:
-        """What the endpoint takes at once is for all workers together: each chunk in work gets its share."""
-        self._allowed = max(1, self._endpoint.concurrency // max(1, selectors.chunks_in_work(self._run)))
+    def _look(self) -> None:
+        """Does the run still go, is the endpoint there, and how much of it is for this chunk?
+
+        What the endpoint takes at once is for all workers together: each chunk in work gets its share.
+        """
+        if not Run.objects.filter(pk=self._run.pk, state=Run.State.RUNNING).exists():
+            self._stop = self._stop or RunStopped()
+        pace = pacing.pace_of(self._endpoint)
+        self._busy_rounds_before = min(self._busy_rounds_before, pace.busy_rounds)
+        if pace.busy_rounds - self._busy_rounds_before >= BUSY_ROUNDS:
+            asked = f"{self._endpoint} asked for fewer calls {BUSY_ROUNDS} times in a row and answered none"
+            self._stop = self._stop or EndpointAway(asked)
+        at_once = pacing.calls_at_once(self._endpoint, pace)
+        self._allowed = max(1, at_once // max(1, selectors.chunks_in_work(self._run)))
 
     def _waiting(self, run_task: RunTask) -> Waiting:
         attempts = list(run_task.attempts.all())
@@ -160,17 +184,17 @@ class _ChunkInHand:
             unjudged=(answered, answered.response.body) if answered else None,
         )
 
-    async def _keep_sharing(self) -> None:
+    async def _keep_looking(self) -> None:
         while True:
-            await asyncio.sleep(_SHARE_SECONDS)
-            await self._waves.in_thread(self._share)
+            await asyncio.sleep(_LOOK_SECONDS)
+            await self._waves.in_thread(self._look)
 
     async def _lane(self, place: int) -> None:
         while self._queue and self._stop is None:
             if place < self._allowed:
                 await self._annotate(self._queue.popleft())
             else:
-                await asyncio.sleep(_SHARE_SECONDS / 4)
+                await asyncio.sleep(_NAP_SECONDS)
 
     async def _annotate(self, waiting: Waiting) -> None:
         """One task to its end, or until the run stops."""
@@ -188,37 +212,41 @@ class _ChunkInHand:
                 return
 
     def _messages(self, waiting: Waiting) -> list[dict[str, Any]]:
-        sample = waiting.run_task.task.sample
-        images = [sample.original, *(candidate.image for candidate in sample.candidates.all())]
+        images = selectors.images_of(waiting.run_task.task)
         prompt = self._approach.build_prompt(waiting.question)
-        return openai_messages(prompt, [self._pictures.data_uri(image) for image in images])
+        return openai_messages(prompt, [self._pictures.url(image) for image in images])
 
-    def _reserve(self, waiting: Waiting) -> Decimal:
-        """What is held from the budget for a call: the estimate, or what the dearest call so far really cost."""
-        estimate = most_a_call_costs(self._endpoint, waiting.question.candidates, self._run.max_tokens)
-        return max(estimate, self._dearest)
+    def _reserve(self, waiting: Waiting) -> Reserve:
+        """What is held for a call: the estimate, or what the greediest call so far really took."""
+        input_tokens = input_tokens_of(self._endpoint, selectors.images_of(waiting.run_task.task))
+        return Reserve(
+            usd=max(cost_of(self._endpoint, input_tokens, self._run.max_tokens), self._most.usd),
+            tokens=max(input_tokens + self._run.max_tokens, self._most.tokens),
+        )
 
-    async def _next_attempt(self, waiting: Waiting) -> tuple[Attempt, Decimal] | None:
-        """The next call's row and what is reserved for it, once the budget allows it; None when the work stops."""
+    async def _next_attempt(self, waiting: Waiting) -> tuple[Attempt, Reserve] | None:
+        """The next call's row and what is held for it, once budget and pace allow it; None when the work stops.
+
+        That the run goes is looked at in the transaction that writes the row: no call begins after a pause.
+        """
         while self._stop is None:
-            if (rest := self._resting_until - time.monotonic()) > 0:
-                await asyncio.sleep(min(rest, 0.5))
+            if (rest := self._no_call_before - time.monotonic()) > 0:
+                await asyncio.sleep(min(rest, _NAP_SECONDS))
                 continue
             try:
                 reserve = self._reserve(waiting)
-                attempt = await self._waves.intend(Intent(waiting.run_task.pk, waiting.calls + 1, reserve))
+                opened = await self._waves.intend(Intent(waiting.run_task.pk, waiting.calls + 1, reserve))
             except (RunStopped, BudgetReached) as error:
                 self._stop = error
                 return None
-            if attempt is not None:
+            if not isinstance(opened, NotYet):
                 waiting.calls += 1
-                return attempt, reserve
-            await asyncio.sleep(_BUDGET_SECONDS)
+                return opened, reserve
+            self._no_call_before = time.monotonic() + opened.seconds
         return None
 
-    async def _call(self, waiting: Waiting, attempt: Attempt, reserve: Decimal, messages: list[dict[str, Any]]) -> bool:
+    async def _call(self, waiting: Waiting, attempt: Attempt, reserve: Reserve, messages: list[dict[str, Any]]) -> bool:
         """Make the call and keep what came of it; True when the task is settled by it."""
-        sent_at = time.monotonic()
         result = await self._client.complete(
             messages,
             request_id=attempt.request_id,
@@ -229,26 +257,29 @@ class _ChunkInHand:
         if isinstance(result, Failure):
             answered = Answered(
                 attempt=attempt,
-                reserve_usd=reserve,
+                reserve=reserve,
                 outcome=Attempt.Outcome.UNKNOWN if result.means is Means.UNKNOWN else Attempt.Outcome.ERROR,
                 reason=result.reason,
                 detail=result.detail,
                 http_status=result.status,
                 body=result.body,
                 latency_ms=result.latency_ms,
+                busy=result.means is Means.BUSY,
+                retry_after=result.retry_after,
             )
-            hopeless = self._after_failure(waiting, result, sent_at)
+            hopeless = self._after_failure(waiting, result)
             return await self._keep(waiting, answered, give_up=result.reason if hopeless else "")
         reading = read_reply(result.body)
-        self._dearest = max(self._dearest, cost_of(self._endpoint, reading.input_tokens, reading.output_tokens))
+        self._count_most(reading)
         await self._waves.keep(
             Answered(
                 attempt=attempt,
-                reserve_usd=reserve,
+                reserve=reserve,
                 outcome=Attempt.Outcome.ANSWERED,
                 http_status=result.status,
                 body=result.body,
                 input_tokens=reading.input_tokens,
+                cached_tokens=reading.cached_tokens,
                 output_tokens=reading.output_tokens,
                 latency_ms=result.latency_ms,
             )
@@ -261,7 +292,7 @@ class _ChunkInHand:
             self._count_bad(reading.detail)
             outcome, refusal = Attempt.Outcome.ERROR, Rejected(reading.problem, reading.detail)
         else:
-            self._bad_in_a_row = self._busy_rounds = 0
+            self._bad_in_a_row = 0
             self._ever_answered = True
             verdict = self._approach.judge(waiting.question, reading.text)
             if not isinstance(verdict, Rejected):
@@ -283,7 +314,12 @@ class _ChunkInHand:
         hopeless = reading.final or self._used_up(waiting)
         return await self._keep(waiting, refused, give_up=refusal.reason if hopeless else "")
 
-    def _after_failure(self, waiting: Waiting, failure: Failure, sent_at: float) -> bool:
+    def _count_most(self, reading: Reading) -> None:
+        cost = cost_of(self._endpoint, reading.input_tokens, reading.output_tokens, reading.cached_tokens)
+        tokens = reading.input_tokens + reading.output_tokens
+        self._most = Reserve(max(self._most.usd, cost), max(self._most.tokens, tokens))
+
+    def _after_failure(self, waiting: Waiting, failure: Failure) -> bool:
         """What a failed call means for the rest of the work; True when this task is not asked again."""
         match failure.means:
             case Means.UNREACHABLE:
@@ -295,7 +331,7 @@ class _ChunkInHand:
             case Means.BAD_REQUEST | Means.TASK:
                 return True
             case Means.BUSY:
-                self._rest(failure, sent_at)
+                pass  # kept with the answer: the endpoint's pace says when the next call may begin
             case Means.BROKEN | Means.UNKNOWN:
                 self._count_bad(failure.detail)
                 waiting.used += 1
@@ -314,17 +350,6 @@ class _ChunkInHand:
         await self._waves.keep(*facts, GivenUp(run_task=waiting.run_task, state=state, reason=give_up))
         await self._one_settled()
         return True
-
-    def _rest(self, failure: Failure, sent_at: float) -> None:
-        """Everybody waits as long as the endpoint asks, or twice as long as last time."""
-        now = time.monotonic()
-        if sent_at < self._resting_until:
-            return  # sent before the endpoint said so to another call: nothing new
-        self._busy_rounds += 1
-        if self._busy_rounds > BUSY_ROUNDS:
-            self._stop = EndpointAway(f"{failure.detail} ({BUSY_ROUNDS} times in a row)")
-        asked = failure.retry_after if failure.retry_after is not None else 2.0 ** (self._busy_rounds - 1)
-        self._resting_until = now + min(asked, LONGEST_WAIT)
 
     def _count_bad(self, detail: str) -> None:
         """An endpoint that fails every call must not use up the attempts of half a million tasks."""

@@ -12,8 +12,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -82,6 +82,8 @@ class Reading:
     final: bool = False
     """Asking the same again would get the same problem."""
     input_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the input tokens, those the endpoint had in its cache."""
     output_tokens: int = 0
 
 
@@ -116,9 +118,16 @@ class ModelClient:
         await self._client.__aexit__(kind, error, traceback)
 
     async def complete(
-        self, messages: Sequence[dict[str, Any]], *, request_id: uuid.UUID, temperature: float, max_tokens: int
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        request_id: uuid.UUID,
+        temperature: float,
+        max_tokens: int,
+        options: Mapping[str, Any] | None = None,
     ) -> Reply | Failure:
-        """Make one request. The raw response is asked for: parsed, the library returns an HTML page as a plain str."""
+        """Make one request; `options`: what else its body says. The raw response is asked for: parsed, the library
+        returns an HTML page as a plain str."""
         started = time.monotonic()
         try:
             response = await self._client.chat.completions.with_raw_response.create(
@@ -127,6 +136,7 @@ class ModelClient:
                 temperature=temperature,
                 max_tokens=max_tokens,
                 extra_headers={"X-Request-ID": str(request_id)},
+                extra_body=dict(options) if options else None,
             )
         except openai.APIStatusError as error:
             return self._status_failure(error, _since(started))
@@ -224,12 +234,10 @@ def read_reply(body: str) -> Reading:
         return Reading(problem="not_json", detail=f"the response is not JSON: {_start(body)}")
     if not isinstance(data, dict):
         return Reading(problem="not_a_completion", detail=f"the response is no completion: {_start(body)}")
-    usage = data.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    input_tokens, output_tokens = _tokens(usage.get("prompt_tokens")), _tokens(usage.get("completion_tokens"))
+    spent = _usage(data)
 
     def problem(word: str, detail: str, final: bool = False) -> Reading:
-        return Reading(problem=word, detail=detail, final=final, input_tokens=input_tokens, output_tokens=output_tokens)
+        return replace(spent, problem=word, detail=detail, final=final)
 
     choices = data.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -243,7 +251,21 @@ def read_reply(body: str) -> Reading:
     text = message.get("content")
     if not isinstance(text, str) or not text.strip():
         return problem("empty_content", "the completion is empty")
-    return Reading(text=storable(text), input_tokens=input_tokens, output_tokens=output_tokens)
+    return replace(spent, text=storable(text))
+
+
+def _usage(data: dict[str, Any]) -> Reading:
+    """The tokens a response says were used; what makes no sense counts as nothing."""
+    usage = data.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    input_tokens = _tokens(usage.get("prompt_tokens"))
+    return Reading(
+        input_tokens=input_tokens,
+        cached_tokens=min(_tokens(cached), input_tokens),
+        output_tokens=_tokens(usage.get("completion_tokens")),
+    )
 
 
 def storable(text: str) -> str:

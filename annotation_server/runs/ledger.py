@@ -7,6 +7,7 @@ writes a chunk at a time. Not here: the order of events (annotation_workers/anno
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,9 +18,20 @@ from django.utils import timezone
 from annotation_server.annotations import services as annotations_services
 from annotation_server.annotations.models import Annotation, Annotator
 from annotation_server.annotations.services import NewAnnotation
+from annotation_server.runs import pacing
 from annotation_server.runs.costs import cost_of
 from annotation_server.runs.models import Attempt, Endpoint, RawResponse, Run, RunChunk, RunTask
 from trainer.contract.answers import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """What a call may take at most, held back until it is answered."""
+
+    usd: Decimal
+    """From the run's budget."""
+    tokens: int
+    """From the endpoint's tokens per minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +40,14 @@ class Intent:
 
     run_task_id: int
     number: int
-    reserve_usd: Decimal
-    """What it may cost at most; held from the budget until it is answered."""
+    reserve: Reserve
+
+
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """A call that may not begin now, and in how many seconds it is worth asking again."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +55,21 @@ class Answered:
     """What came of a call. `outcome` is ANSWERED where there is a response to judge, else ERROR or UNKNOWN."""
 
     attempt: Attempt
-    reserve_usd: Decimal
+    reserve: Reserve
     outcome: Attempt.Outcome
     reason: str = ""
     detail: str = ""
     http_status: int | None = None
     body: str = ""
     input_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the input tokens."""
     output_tokens: int = 0
     latency_ms: int | None = None
+    busy: bool = False
+    """The endpoint asked for fewer calls."""
+    retry_after: float | None = None
+    """… and said for how long, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,36 +112,60 @@ class BudgetReached(Exception):
     """The next call might cost more than is left; the message is one line."""
 
 
-def open_attempts(run_id: int, chunk_id: int, intents: Sequence[Intent]) -> list[Attempt | None]:
-    """Write attempts down before their calls. None where the budget is held by calls on their way: ask again later.
+def open_attempts(run_id: int, chunk_id: int, intents: Sequence[Intent]) -> list[Attempt | NotYet]:
+    """Write attempts down before their calls; NotYet where the budget is held by calls on their way, or the
+    endpoint's limits leave no place.
 
-    Raises RunStopped, and BudgetReached when not even one call fits while none is on its way.
+    Raises RunStopped, and BudgetReached when no further call fits.
     """
     # Locked, so that workers on other chunks of the run cannot spend the same dollar.
     run = Run.objects.select_for_update().get(pk=run_id)
     if run.state != Run.State.RUNNING:
         raise RunStopped
-    granted = list(intents) if run.budget_usd is None else _within_budget(run, run.budget_usd, intents)
+    affordable = _within_budget(run, intents)
+    place = pacing.grant(run.endpoint_id, [intent.reserve.tokens for intent in affordable])
+    granted = affordable[: place.calls]
     attempts = Attempt.objects.bulk_create(
         [Attempt(run_task_id=intent.run_task_id, number=intent.number, request_id=uuid.uuid4()) for intent in granted]
     )
-    _add(chunk_id, calls=len(granted), reserved_usd=sum((intent.reserve_usd for intent in granted), Decimal(0)))
-    return [*attempts, *[None] * (len(intents) - len(attempts))]
+    if granted:
+        _add(
+            chunk_id,
+            calls=len(granted),
+            on_their_way=len(granted),
+            reserved_usd=sum((intent.reserve.usd for intent in granted), Decimal(0)),
+        )
+    return [*attempts, *[NotYet(place.wait_seconds)] * (len(intents) - len(attempts))]
 
 
-def _within_budget(run: Run, budget: Decimal, intents: Sequence[Intent]) -> list[Intent]:
-    sums = RunChunk.objects.filter(run=run).aggregate(spent=Sum("cost_usd"), reserved=Sum("reserved_usd"))
-    spent, reserved = sums["spent"] or Decimal(0), sums["reserved"] or Decimal(0)
+def _within_budget(run: Run, intents: Sequence[Intent]) -> list[Intent]:
+    if run.budget_usd is None and run.budget_calls is None:
+        return list(intents)
+    sums = RunChunk.objects.filter(run=run).aggregate(
+        spent=Sum("cost_usd"), reserved=Sum("reserved_usd"), calls=Sum("calls")
+    )
+    granted = list(intents)
+    if run.budget_calls is not None:
+        # A call that was made stays made: unlike money, none of this comes back from calls on their way.
+        granted = granted[: max(0, run.budget_calls - (sums["calls"] or 0))]
+        if not granted:
+            raise BudgetReached(f"the budget of {run.budget_calls} calls is reached")
+    if run.budget_usd is None:
+        return granted
+    return _within_dollars(run.budget_usd, sums["spent"] or Decimal(0), sums["reserved"] or Decimal(0), granted)
+
+
+def _within_dollars(budget: Decimal, spent: Decimal, reserved: Decimal, intents: Sequence[Intent]) -> list[Intent]:
     granted: list[Intent] = []
     for intent in intents:
-        if spent + reserved + intent.reserve_usd > budget:
+        if spent + reserved + intent.reserve.usd > budget:
             break
-        reserved += intent.reserve_usd
+        reserved += intent.reserve.usd
         granted.append(intent)
     if not granted and not reserved:
         raise BudgetReached(
             f"the budget of {budget:.4f} USD is reached: {spent:.4f} USD are spent, "
-            f"and the next call may cost {intents[0].reserve_usd:.4f} USD"
+            f"and the next call may cost {intents[0].reserve.usd:.4f} USD"
         )
     return granted
 
@@ -125,7 +173,7 @@ def _within_budget(run: Run, budget: Decimal, intents: Sequence[Intent]) -> list
 def record_answers(endpoint: Endpoint, chunk_id: int, answers: Sequence[Answered]) -> None:
     """Keep what came back, word for word, and what it cost, before anybody reads it."""
     now = timezone.now()
-    input_tokens = output_tokens = 0
+    input_tokens = cached_tokens = output_tokens = 0
     cost = reserved = Decimal(0)
     for answer in answers:
         attempt = answer.attempt
@@ -134,25 +182,54 @@ def record_answers(endpoint: Endpoint, chunk_id: int, answers: Sequence[Answered
         attempt.detail = answer.detail[:500]
         attempt.http_status = answer.http_status
         attempt.input_tokens = answer.input_tokens
+        attempt.cached_tokens = answer.cached_tokens
         attempt.output_tokens = answer.output_tokens
-        attempt.cost_usd = cost_of(endpoint, answer.input_tokens, answer.output_tokens)
+        attempt.cost_usd = cost_of(endpoint, answer.input_tokens, answer.output_tokens, answer.cached_tokens)
         attempt.latency_ms = answer.latency_ms
         attempt.answered_at = None if answer.outcome == Attempt.Outcome.UNKNOWN else now
         input_tokens += answer.input_tokens
+        cached_tokens += answer.cached_tokens
         output_tokens += answer.output_tokens
         cost += attempt.cost_usd
-        reserved += answer.reserve_usd
+        reserved += answer.reserve.usd
     Attempt.objects.bulk_update(
         [answer.attempt for answer in answers],
         [
-            "outcome", "reason", "detail", "http_status", "input_tokens", "output_tokens", "cost_usd", "latency_ms",
-            "answered_at",
+            "outcome", "reason", "detail", "http_status", "input_tokens", "cached_tokens", "output_tokens", "cost_usd",
+            "latency_ms", "answered_at",
         ],
     )  # fmt: skip
     RawResponse.objects.bulk_create(
         [RawResponse(attempt=answer.attempt, body=answer.body) for answer in answers if answer.body]
     )
-    _add(chunk_id, input_tokens=input_tokens, output_tokens=output_tokens, cost_usd=cost, reserved_usd=-reserved)
+    _add(
+        chunk_id,
+        refusals=Counter(answer.reason for answer in answers if answer.outcome != Attempt.Outcome.ANSWERED),
+        on_their_way=-len(answers),
+        input_tokens=input_tokens,
+        cached_tokens=cached_tokens,
+        output_tokens=output_tokens,
+        cost_usd=cost,
+        reserved_usd=-reserved,
+    )
+
+
+def keep_pace(endpoint: Endpoint, answers: Sequence[Answered]) -> None:
+    """What the answers say about how fast the endpoint may be called. Last in a transaction: its row is everybody's."""
+    pacing.learn(
+        endpoint.pk,
+        [
+            pacing.Outcome(
+                sent_at=answer.attempt.sent_at,
+                good=answer.outcome == Attempt.Outcome.ANSWERED,
+                busy=answer.busy,
+                retry_after=answer.retry_after,
+                tokens_reserved=answer.reserve.tokens,
+                tokens_used=answer.input_tokens + answer.output_tokens,
+            )
+            for answer in answers
+        ],
+    )
 
 
 def accept(run: Run, annotator: Annotator, chunk_id: int, accepted: Sequence[Accepted]) -> None:
@@ -181,13 +258,14 @@ def accept(run: Run, annotator: Annotator, chunk_id: int, accepted: Sequence[Acc
     _add(chunk_id, accepted=len(accepted))
 
 
-def refuse(refused: Sequence[Refused]) -> None:
+def refuse(chunk_id: int, refused: Sequence[Refused]) -> None:
     """Mark attempts whose completion was not taken, with the reason."""
     for row in refused:
         row.attempt.outcome = row.outcome
         row.attempt.reason = row.reason
         row.attempt.detail = row.detail[:500]
     Attempt.objects.bulk_update([row.attempt for row in refused], ["outcome", "reason", "detail"])
+    _add(chunk_id, refusals=Counter(row.reason for row in refused))
 
 
 def give_up(chunk_id: int, given_up: Sequence[GivenUp]) -> None:
@@ -205,13 +283,15 @@ def _settle_task(run_task: RunTask, state: RunTask.State, reason: str, annotatio
     run_task.annotation = annotation
 
 
-def _add(chunk_id: int, **amounts: int | Decimal) -> None:
+def _add(chunk_id: int, *, refusals: Counter[str] | None = None, **amounts: int | Decimal) -> None:
     """Add to the chunk's sums. Its one holder may read and write back, and for money has to: added up in the database,
     SQLite's decimals are binary fractions, and a remainder of 1e-16 would stay reserved for ever."""
     chunk = RunChunk.objects.get(pk=chunk_id)
     for name, amount in amounts.items():
         setattr(chunk, name, getattr(chunk, name) + amount)
-    chunk.save(update_fields=list(amounts))
+    if refusals:
+        chunk.refusals = dict(Counter(chunk.refusals) + refusals)
+    chunk.save(update_fields=[*amounts, "refusals"] if refusals else list(amounts))
 
 
 def recover(chunk_id: int) -> int:
@@ -219,7 +299,9 @@ def recover(chunk_id: int) -> int:
     cut = Attempt.objects.filter(run_task__chunk=chunk_id, outcome=Attempt.Outcome.SENT).update(
         outcome=Attempt.Outcome.UNKNOWN, reason=INTERRUPTED, detail="the worker ended before the answer came"
     )
-    RunChunk.objects.filter(pk=chunk_id).update(reserved_usd=0)
+    RunChunk.objects.filter(pk=chunk_id).update(reserved_usd=0, on_their_way=0)
+    if cut:
+        _add(chunk_id, refusals=Counter({INTERRUPTED: cut}))
     return cut
 
 

@@ -325,7 +325,8 @@ def test_a_worker_that_lost_its_job_writes_nothing_more(
 
     def take_away() -> None:
         long_ago = timezone.now() - timedelta(minutes=1)
-        taken.append(Job.objects.update(lease_token=uuid.uuid4(), lease_expires_at=long_ago))
+        held = Job.objects.filter(kind=JobKind.ANNOTATE_CHUNK)
+        taken.append(held.update(lease_token=uuid.uuid4(), lease_expires_at=long_ago))
         connection.close()
 
     async def answered_too_late(self: ModelClient, *args: Any, **kwargs: Any) -> Reply | Failure:
