@@ -23,7 +23,7 @@ LONGEST_BACKOFF = timedelta(seconds=60)
 """Where the endpoint does not say how long to wait."""
 LONGEST_ASKED = timedelta(hours=1)
 """Where it does; a longer wait is a broken clock or a mistake."""
-_AHEAD = timedelta(seconds=0.3)
+_AHEAD = timedelta(seconds=0.1)
 """A call may begin so long before its turn: a wave of calls is granted at once, each does not wait for its own wave."""
 _KEPT_OF_LIMIT = 0.99
 """What a call's way to the endpoint may vary by, and _AHEAD, are within the hundredth that is left."""

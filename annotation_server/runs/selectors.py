@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from decimal import Decimal
 
 from django.db.models import Max, Min, Prefetch, QuerySet, Sum
@@ -50,6 +51,11 @@ class RunProgress:
     def seconds_left(self) -> float | None:
         """At this rate; None while there is none."""
         return (self.tasks - self.settled) / self.tasks_per_second if self.tasks_per_second else None
+
+    @property
+    def left(self) -> str:
+        """The same for people, in hours, minutes and seconds; empty where it is not known, or there is nothing left."""
+        return str(timedelta(seconds=round(self.seconds_left))) if self.seconds_left else ""
 
 
 @dataclass(frozen=True, slots=True)
