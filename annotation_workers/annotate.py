@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -35,8 +35,9 @@ from annotation_server.runs.ledger import (
     Reserve,
     RunStopped,
 )
-from annotation_server.runs.models import Attempt, Run, RunChunk, RunTask
+from annotation_server.runs.models import Attempt, Feature, Run, RunChunk, RunTask
 from annotation_workers import answer_driven, automated
+from annotation_workers.confidence import Sample, answer_probability, in_order, mapped_back, order_shown, vote
 from annotation_workers.model_client import EndpointUnusable, Failure, Means, ModelClient, Reading, read_reply
 from annotation_workers.pictures import PictureMissing, Pictures
 from annotation_workers.verdicts import ModelApproach, Question, Rejected
@@ -48,6 +49,8 @@ APPROACHES: dict[str, ModelApproach] = {
     Approach.AUTOMATED: ModelApproach(automated.build_prompt, automated.judge),
     Approach.ANSWER_DRIVEN: ModelApproach(answer_driven.build_prompt, answer_driven.judge),
 }
+IN_JSON = ModelApproach(automated.build_prompt, automated.judge_json, automated.response_format)
+"""Automated, where the run asks for answers in a JSON schema: the same question, held to the same answer."""
 BUSY_ROUNDS = 8
 """So often in a row the endpoint may ask for fewer calls, with no answer in between, before it counts as away."""
 _LOOK_SECONDS = 1.0
@@ -76,8 +79,10 @@ class Waiting:
     used: int
     """Attempts that count towards the run's most."""
     any_completion: bool
-    unjudged: tuple[Attempt, str] | None
-    """An answer that was paid for and not judged before the last worker ended, with its body."""
+    unjudged: list[tuple[Attempt, str]]
+    """Answers that were paid for and not judged before the last worker ended, with their bodies."""
+    samples: list[Sample] = field(default_factory=list)
+    """Completions that were taken and wait for others to vote with."""
 
 
 def annotate_chunk(job: HeldJob) -> None:
@@ -117,7 +122,7 @@ class _ChunkInHand:
         self._chunk = chunk
         self._run = chunk.run
         self._endpoint = chunk.run.endpoint
-        self._approach = APPROACHES[chunk.run.approach]
+        self._approach = IN_JSON if chunk.run.json_answers else APPROACHES[chunk.run.approach]
         self._pictures = Pictures(self._endpoint)
         self._queue: deque[Waiting] = deque()
         self._stop: Exception | None = None
@@ -168,7 +173,7 @@ class _ChunkInHand:
 
     def _waiting(self, run_task: RunTask) -> Waiting:
         attempts = list(run_task.attempts.all())
-        answered = next((attempt for attempt in attempts if attempt.outcome == Attempt.Outcome.ANSWERED), None)
+        answered = [attempt for attempt in attempts if attempt.outcome == Attempt.Outcome.ANSWERED]
         judged_or_failed = [a for a in attempts if a.outcome not in (Attempt.Outcome.ANSWERED, Attempt.Outcome.SENT)]
         return Waiting(
             run_task=run_task,
@@ -181,7 +186,7 @@ class _ChunkInHand:
             calls=len(attempts),
             used=sum(attempt.reason not in NOBODYS_FAULT for attempt in judged_or_failed),
             any_completion=any(attempt.outcome == Attempt.Outcome.REJECTED for attempt in attempts),
-            unjudged=(answered, answered.response.body) if answered else None,
+            unjudged=[(attempt, attempt.response.body) for attempt in answered],
         )
 
     async def _keep_looking(self) -> None:
@@ -198,8 +203,7 @@ class _ChunkInHand:
 
     async def _annotate(self, waiting: Waiting) -> None:
         """One task to its end, or until the run stops."""
-        if waiting.unjudged is not None:
-            attempt, body = waiting.unjudged
+        for attempt, body in waiting.unjudged:
             if await self._judge(waiting, attempt, read_reply(body)):
                 return
         try:
@@ -219,9 +223,10 @@ class _ChunkInHand:
     def _reserve(self, waiting: Waiting) -> Reserve:
         """What is held for a call: the estimate, or what the greediest call so far really took."""
         input_tokens = input_tokens_of(self._endpoint, selectors.images_of(waiting.run_task.task))
+        output_tokens = self._run.max_tokens * self._choices(waiting)
         return Reserve(
-            usd=max(cost_of(self._endpoint, input_tokens, self._run.max_tokens), self._most.usd),
-            tokens=max(input_tokens + self._run.max_tokens, self._most.tokens),
+            usd=max(cost_of(self._endpoint, input_tokens, output_tokens), self._most.usd),
+            tokens=max(input_tokens + output_tokens, self._most.tokens),
         )
 
     async def _next_attempt(self, waiting: Waiting) -> tuple[Attempt, Reserve] | None:
@@ -235,7 +240,9 @@ class _ChunkInHand:
                 continue
             try:
                 reserve = self._reserve(waiting)
-                opened = await self._waves.intend(Intent(waiting.run_task.pk, waiting.calls + 1, reserve))
+                number = waiting.calls + 1
+                shown = self._order(waiting, number)
+                opened = await self._waves.intend(Intent(waiting.run_task.pk, number, reserve, shown))
             except (RunStopped, BudgetReached) as error:
                 self._stop = error
                 return None
@@ -248,11 +255,12 @@ class _ChunkInHand:
     async def _call(self, waiting: Waiting, attempt: Attempt, reserve: Reserve, messages: list[dict[str, Any]]) -> bool:
         """Make the call and keep what came of it; True when the task is settled by it."""
         result = await self._client.complete(
-            messages,
+            in_order(messages, attempt.shown),
             request_id=attempt.request_id,
             # A refused completion would come again word for word at temperature 0.
             temperature=min(1.0, self._run.temperature + 0.3 * waiting.used),
             max_tokens=self._run.max_tokens,
+            options=self._options(waiting),
         )
         if isinstance(result, Failure):
             answered = Answered(
@@ -286,6 +294,59 @@ class _ChunkInHand:
         )
         return await self._judge(waiting, attempt, reading)
 
+    def _options(self, waiting: Waiting) -> dict[str, Any]:
+        """What a request says beside its messages."""
+        form = self._approach.response_format
+        options: dict[str, Any] = {"response_format": form(waiting.question)} if form else {}
+        if self._run.logprobs:
+            options["logprobs"] = True
+        if (choices := self._choices(waiting)) > 1:
+            options["n"] = choices
+        return options
+
+    def _choices(self, waiting: Waiting) -> int:
+        """How many completions the next call asks for: all that are missing, where the endpoint can and they are to
+        see the same."""
+        missing = max(1, self._run.samples - len(waiting.samples))
+        return 1 if self._run.permute or not self._endpoint.can(Feature.CHOICES) else missing
+
+    def _order(self, waiting: Waiting, number: int) -> str:
+        return order_shown(waiting.run_task.task_id, number, waiting.question.candidates) if self._run.permute else ""
+
+    async def _judge_samples(self, waiting: Waiting, attempt: Attempt, reading: Reading) -> bool:
+        """Put what can be read to the other samples; True when they were enough to vote."""
+        verdicts = [self._approach.judge(waiting.question, text) for text in (reading.text, *reading.others)]
+        taken = [verdict for verdict in verdicts if not isinstance(verdict, Rejected)]
+        waiting.any_completion = True
+        if not taken:
+            waiting.used += 1
+            said = next(verdict for verdict in verdicts if isinstance(verdict, Rejected))
+            refused = Refused(attempt=attempt, outcome=Attempt.Outcome.REJECTED, reason=said.reason, detail=said.detail)
+            return await self._keep(waiting, refused, give_up=said.reason if self._used_up(waiting) else "")
+        waiting.samples += [Sample(attempt, mapped_back(completion, attempt.shown)) for completion in taken]
+        return len(waiting.samples) >= self._run.samples and await self._vote(waiting)
+
+    async def _vote(self, waiting: Waiting, *facts: Fact) -> bool:
+        """Settle a task by what most of its samples said."""
+        voted = vote(waiting.samples, self._run.samples)
+        accepted = Accepted(
+            attempt=voted.agreeing[0],
+            run_task=waiting.run_task,
+            answer=voted.answer,
+            rationale=voted.rationale,
+            prompt_version=self._run.prompt_version,
+            confidence=voted.confidence,
+            agreeing=voted.agreeing,
+            votes=voted.votes,
+        )
+        outvoted = [
+            Refused(attempt=other, outcome=Attempt.Outcome.REJECTED, reason="outvoted", detail="other samples agreed")
+            for other in voted.outvoted
+        ]
+        await self._waves.keep(*facts, accepted, *outvoted)
+        await self._one_settled()
+        return True
+
     async def _judge(self, waiting: Waiting, attempt: Attempt, reading: Reading) -> bool:
         """Turn a kept response into an annotation, or refuse it; True when the task is settled by it."""
         if reading.problem:
@@ -294,6 +355,8 @@ class _ChunkInHand:
         else:
             self._bad_in_a_row = 0
             self._ever_answered = True
+            if self._run.samples > 1:
+                return await self._judge_samples(waiting, attempt, reading)
             verdict = self._approach.judge(waiting.question, reading.text)
             if not isinstance(verdict, Rejected):
                 await self._waves.keep(
@@ -303,6 +366,7 @@ class _ChunkInHand:
                         answer=verdict.answer,
                         rationale=verdict.rationale,
                         prompt_version=self._run.prompt_version,
+                        confidence=answer_probability(reading.tokens) if self._run.logprobs else None,
                     )
                 )
                 await self._one_settled()
@@ -346,6 +410,8 @@ class _ChunkInHand:
         if not give_up:
             await self._waves.keep(*facts)
             return False
+        if waiting.samples:
+            return await self._vote(waiting, *facts)  # those there are, against all that were wanted
         state = RunTask.State.REJECTED if waiting.any_completion else RunTask.State.FAILED
         await self._waves.keep(*facts, GivenUp(run_task=waiting.run_task, state=state, reason=give_up))
         await self._one_settled()

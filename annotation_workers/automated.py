@@ -5,8 +5,16 @@ Not here: calling the model (model_client.py), saving (annotation_server/runs/le
 
 from __future__ import annotations
 
+from typing import Any
+
 from annotation_workers.verdicts import Check, Question, Rejected, first_objection
-from trainer.contract.answers import Completion, CompletionRefused, parse_completion
+from trainer.contract.answers import (
+    Completion,
+    CompletionRefused,
+    answer_schema,
+    completion_from_json,
+    parse_completion,
+)
 from trainer.contract.prompts import Prompt, ask
 
 CHECKS: tuple[Check, ...] = ()
@@ -16,6 +24,20 @@ CHECKS: tuple[Check, ...] = ()
 def build_prompt(question: Question) -> Prompt:
     """Images and question."""
     return ask(question.dimension, question.polarity, question.candidates)
+
+
+def response_format(question: Question) -> dict[str, Any]:
+    """The grammar as a JSON schema, for endpoints that hold a model to one."""
+    schema = {"name": "judgement", "strict": True, "schema": answer_schema(question.candidates)}
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def judge_json(question: Question, text: str) -> Completion | Rejected:
+    """What `judge` says of an answer in the schema."""
+    try:
+        return judge(question, completion_from_json(text, question.candidates))
+    except CompletionRefused as error:
+        return Rejected(error.reason.value, str(error))
 
 
 def judge(question: Question, text: str) -> Completion | Rejected:

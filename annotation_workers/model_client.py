@@ -85,6 +85,10 @@ class Reading:
     cached_tokens: int = 0
     """Of the input tokens, those the endpoint had in its cache."""
     output_tokens: int = 0
+    others: tuple[str, ...] = ()
+    """Further completions, where several were asked for and came."""
+    tokens: tuple[tuple[str, float], ...] = ()
+    """The first completion's tokens with their log-probabilities, where they were asked for and came."""
 
 
 class EndpointUnusable(Exception):
@@ -230,7 +234,7 @@ def read_reply(body: str) -> Reading:
     """The completion and usage in a response's body, whatever the body is."""
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter where brackets are nested by the thousand
         return Reading(problem="not_json", detail=f"the response is not JSON: {_start(body)}")
     if not isinstance(data, dict):
         return Reading(problem="not_a_completion", detail=f"the response is no completion: {_start(body)}")
@@ -251,7 +255,29 @@ def read_reply(body: str) -> Reading:
     text = message.get("content")
     if not isinstance(text, str) or not text.strip():
         return problem("empty_content", "the completion is empty")
-    return replace(spent, text=storable(text))
+    others = [_content(other) for other in data["choices"][1:]]
+    return replace(
+        spent, text=storable(text), others=tuple(storable(one) for one in others if one), tokens=_logprobs(choice)
+    )
+
+
+def _content(choice: object) -> str:
+    message = choice.get("message") if isinstance(choice, dict) else None
+    text = message.get("content") if isinstance(message, dict) else None
+    return text if isinstance(text, str) else ""
+
+
+def _logprobs(choice: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    told = choice.get("logprobs")
+    content = told.get("content") if isinstance(told, dict) else None
+    if not isinstance(content, list):
+        return ()
+    rows = [(row.get("token"), row.get("logprob")) for row in content if isinstance(row, dict)]
+    return tuple(
+        (token, float(logprob))
+        for token, logprob in rows
+        if isinstance(token, str) and isinstance(logprob, int | float)
+    )
 
 
 def _usage(data: dict[str, Any]) -> Reading:
@@ -281,7 +307,7 @@ def _tokens(value: object) -> int:
 def _error_message(body: str) -> str:
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _start(body)
     error = data.get("error", data) if isinstance(data, dict) else data
     message = error.get("message") or error.get("detail") if isinstance(error, dict) else error

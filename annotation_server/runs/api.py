@@ -95,6 +95,8 @@ class WantedIn(Schema):
     resolved_too: bool = False
     limit: int | None = Field(None, ge=1)
     max_tokens: int = Field(512, ge=16, le=32_768)
+    samples: int = Field(1, ge=1, le=services.MOST_SAMPLES)
+    """Automated: completions per task; from two on their answers vote, and the share of votes is the confidence."""
 
 
 class RunIn(WantedIn):
@@ -102,6 +104,10 @@ class RunIn(WantedIn):
     budget_calls: int | None = Field(None, ge=1)
     temperature: float = Field(0.0, ge=0, le=2)
     max_attempts: int = Field(3, ge=1, le=10)
+    permute: bool = False
+    """Every sample shows the candidates in another order."""
+    logprobs: bool = False
+    """Automated: confidence from the probabilities of the answer's tokens, where the endpoint has that feature."""
     json_answers: bool = False
     """Automated: completions in a JSON schema, where the endpoint has that feature."""
 
@@ -137,6 +143,9 @@ class RunOut(Schema):
     prompt_version: str
     state: str
     error: str
+    samples: int
+    permute: bool
+    logprobs: bool
     json_answers: bool
     budget_usd: Decimal | None
     budget_calls: int | None
@@ -209,9 +218,9 @@ def get_endpoint_test(request: AuthenticatedRequest, test_id: int) -> EndpointTe
 
 @router.post("/projects/{slug}/runs/estimate", response=EstimateOut)
 def estimate_run(request: AuthenticatedRequest, slug: str, payload: WantedIn) -> Estimate:
-    """How many tasks a run would work on, and what it would cost at most if each took one call."""
+    """How many tasks a run would work on, and what it would cost at most if each sample took one call."""
     access = access_to(request.user, slug, Capability.RUN_MODELS)
-    return estimate(_wanted(access, payload), payload.max_tokens)
+    return estimate(_wanted(access, payload), payload.max_tokens, payload.samples)
 
 
 @router.post("/projects/{slug}/runs", response={202: RunOut})
@@ -222,6 +231,9 @@ def new_run(request: AuthenticatedRequest, slug: str, payload: RunIn) -> RunOut:
         person=request.user,
         budget_usd=payload.budget_usd,
         budget_calls=payload.budget_calls,
+        samples=payload.samples,
+        permute=payload.permute,
+        logprobs=payload.logprobs,
         json_answers=payload.json_answers,
         temperature=payload.temperature,
         max_tokens=payload.max_tokens,
@@ -313,6 +325,9 @@ def _shown(run: Run) -> RunOut:
         prompt_version=run.prompt_version,
         state=run.state,
         error=run.error,
+        samples=run.samples,
+        permute=run.permute,
+        logprobs=run.logprobs,
         json_answers=run.json_answers,
         budget_usd=run.budget_usd,
         budget_calls=run.budget_calls,

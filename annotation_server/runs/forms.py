@@ -12,7 +12,7 @@ from annotation_server.projects.models import Project
 from annotation_server.projects.wording import DIMENSION_LABELS
 from annotation_server.runs.models import Endpoint, Feature
 from annotation_server.runs.selection import Wanted
-from annotation_server.runs.services import CHANGEABLE
+from annotation_server.runs.services import CHANGEABLE, MOST_SAMPLES
 
 
 class EndpointForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts at run time
@@ -136,6 +136,20 @@ class RunForm(forms.Form):
     temperature = forms.FloatField(label=_("Temperature"), min_value=0, max_value=2, initial=0.0)
     max_tokens = forms.IntegerField(label=_("Tokens per reply at most"), min_value=16, max_value=32_768, initial=512)
     max_attempts = forms.IntegerField(label=_("Calls per task at most"), min_value=1, max_value=10, initial=3)
+    samples = forms.IntegerField(
+        label=_("Samples per task"),
+        min_value=1,
+        max_value=MOST_SAMPLES,
+        initial=1,
+        required=False,
+        help_text=_("Automated: from two on their answers vote, and the share of votes is the confidence."),
+    )
+    permute = forms.BooleanField(label=_("Candidates in another order for every sample"), required=False)
+    logprobs = forms.BooleanField(
+        label=_("Confidence from log-probabilities"),
+        required=False,
+        help_text=_("Automated, one sample. The endpoint has to have that feature."),
+    )
     json_answers = forms.BooleanField(
         label=_("Answers in a JSON schema"),
         required=False,
@@ -164,7 +178,21 @@ class RunForm(forms.Form):
             limit=self.cleaned_data["limit"],
         )
 
+    def clean_samples(self) -> int:
+        """Left out, it is one."""
+        return self.cleaned_data["samples"] or 1
+
     def settings(self) -> dict[str, Any]:
         """What start_run takes beside what is wanted."""
-        names = ("budget_usd", "budget_calls", "temperature", "max_tokens", "max_attempts", "json_answers")
+        names = (
+            "budget_usd",
+            "budget_calls",
+            "temperature",
+            "max_tokens",
+            "max_attempts",
+            "samples",
+            "permute",
+            "logprobs",
+            "json_answers",
+        )
         return {name: self.cleaned_data[name] for name in names}

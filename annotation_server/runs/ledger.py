@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -41,6 +41,8 @@ class Intent:
     run_task_id: int
     number: int
     reserve: Reserve
+    shown: str = ""
+    """The candidates in the order in which it shows them, where that is not by letter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,11 @@ class Accepted:
     answer: Answer
     rationale: str
     prompt_version: str
+    confidence: float | None = None
+    agreeing: Sequence[Attempt] = ()
+    """Further calls about the task that said the same."""
+    votes: Mapping[str, int] | None = None
+    """Where samples voted: answers, and how many gave each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +133,10 @@ def open_attempts(run_id: int, chunk_id: int, intents: Sequence[Intent]) -> list
     place = pacing.grant(run.endpoint_id, [intent.reserve.tokens for intent in affordable])
     granted = affordable[: place.calls]
     attempts = Attempt.objects.bulk_create(
-        [Attempt(run_task_id=intent.run_task_id, number=intent.number, request_id=uuid.uuid4()) for intent in granted]
+        [
+            Attempt(run_task_id=intent.run_task_id, number=intent.number, shown=intent.shown, request_id=uuid.uuid4())
+            for intent in granted
+        ]
     )
     if granted:
         _add(
@@ -244,18 +254,25 @@ def accept(run: Run, annotator: Annotator, chunk_id: int, accepted: Sequence[Acc
                 rationale=row.rationale,
                 idempotency_key=f"run-{run.pk}-task-{row.run_task.task_id}",
                 prompt_version=row.prompt_version,
+                confidence=row.confidence,
                 copied_from=row.run_task.given_from,
-                meta={"attempt": row.attempt.pk},
+                meta={"attempt": row.attempt.pk} | ({"votes": dict(row.votes)} if row.votes else {}),
             )
             for row in accepted
         ]
     )
     for row, annotation in zip(accepted, annotations, strict=True):
         _settle_task(row.run_task, RunTask.State.ACCEPTED, "", annotation)
-        row.attempt.outcome = Attempt.Outcome.ACCEPTED
-    Attempt.objects.bulk_update([row.attempt for row in accepted], ["outcome"])
+    calls = [call for row in accepted for call in {row.attempt.pk: row.attempt, **_by_key(row.agreeing)}.values()]
+    for call in calls:
+        call.outcome = Attempt.Outcome.ACCEPTED
+    Attempt.objects.bulk_update(calls, ["outcome"])
     RunTask.objects.bulk_update([row.run_task for row in accepted], ["state", "reason", "annotation"])
     _add(chunk_id, accepted=len(accepted))
+
+
+def _by_key(attempts: Sequence[Attempt]) -> dict[int, Attempt]:
+    return {attempt.pk: attempt for attempt in attempts}
 
 
 def refuse(chunk_id: int, refused: Sequence[Refused]) -> None:

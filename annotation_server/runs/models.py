@@ -153,6 +153,9 @@ class Run(models.Model):
         default=1, help_text="Completions per task: from two on, the answer most of them give is taken."
     )
     permute = models.BooleanField(default=False, help_text="Every sample shows the candidates in another order.")
+    logprobs = models.BooleanField(
+        default=False, help_text="Confidence from the probabilities of the answer's tokens, which responses then hold."
+    )
     json_answers = models.BooleanField(default=False, help_text="Completions are asked for in a JSON schema.")
     budget_usd = models.DecimalField(max_digits=12, decimal_places=6, null=True, blank=True)
     budget_calls = models.PositiveIntegerField(null=True, blank=True)

@@ -60,7 +60,7 @@ class RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run would work on, and what it would cost at most if every task took one call."""
+    """What a run would work on, and what it would cost at most if every sample of a task took one call."""
 
     tasks: int
     input_tokens: int
@@ -71,15 +71,15 @@ _LOOKED_AT = 100
 """Tasks from either end of a selection whose images are measured for an estimate: others will be like them."""
 
 
-def estimate(wanted: Wanted, max_tokens: int = 512) -> Estimate:
+def estimate(wanted: Wanted, max_tokens: int = 512, samples: int = 1) -> Estimate:
     """Tasks and cost of a run that has not been started: real sizes of images, replies of full length."""
     tasks = select_tasks(wanted).count()
     looked_at = _some_tasks(wanted)
     if not looked_at:
         return Estimate(0, 0, Decimal(0))
     each = [input_tokens_of(wanted.endpoint, images_of(task)) for task in looked_at]
-    input_tokens = sum(each) * tasks // len(each)
-    return Estimate(tasks, input_tokens, cost_of(wanted.endpoint, input_tokens, tasks * max_tokens))
+    input_tokens = sum(each) * tasks * samples // len(each)
+    return Estimate(tasks, input_tokens, cost_of(wanted.endpoint, input_tokens, tasks * samples * max_tokens))
 
 
 def _some_tasks(wanted: Wanted) -> list[Task]:

@@ -28,6 +28,7 @@ from annotation_server.runs.selection import Wanted, as_stored, select_tasks
 from trainer.contract.prompts import PROMPT_VERSIONS, PromptKind
 
 CHUNKS_AT_ONCE = 4
+MOST_SAMPLES = 15
 
 PROMPT_OF: dict[str, PromptKind] = {
     Approach.AUTOMATED: PromptKind.ASK,
@@ -156,6 +157,9 @@ def start_run(
     temperature: float = 0.0,
     max_tokens: int = 512,
     max_attempts: int = 3,
+    samples: int = 1,
+    permute: bool = False,
+    logprobs: bool = False,
     json_answers: bool = False,
 ) -> Run:
     """Write down what is wanted; a job then writes down its tasks. RunRefused when there are none."""
@@ -166,7 +170,10 @@ def start_run(
     if budget_calls is not None and budget_calls < 1:
         raise RunRefused(f"a budget is at least 1 call, got {budget_calls}")
     if json_answers:
-        _check_json_answers(wanted)
+        _check_feature(wanted, Feature.JSON_SCHEMA)
+    if logprobs:
+        _check_feature(wanted, Feature.LOGPROBS)
+    _check_samples(wanted, samples, temperature, permute=permute, logprobs=logprobs)
     if not select_tasks(wanted).exists():
         raise RunRefused(_nothing_to_do(wanted))
     with transaction.atomic():
@@ -178,6 +185,9 @@ def start_run(
             temperature=temperature,
             max_tokens=max_tokens,
             max_attempts=max_attempts,
+            samples=samples,
+            permute=permute,
+            logprobs=logprobs,
             json_answers=json_answers,
             budget_usd=budget_usd,
             budget_calls=budget_calls,
@@ -188,14 +198,29 @@ def start_run(
     return run
 
 
-def _check_json_answers(wanted: Wanted) -> None:
+def _check_feature(wanted: Wanted, feature: Feature) -> None:
     if wanted.approach != Approach.AUTOMATED:
-        raise RunRefused("answers in a JSON schema are for automated runs")
-    if not wanted.endpoint.can(Feature.JSON_SCHEMA):
+        raise RunRefused(f"{feature.label}: for automated runs only")
+    if not wanted.endpoint.can(feature):
         raise RunRefused(
-            f"{wanted.endpoint} is not known to answer in a JSON schema: test its connection, or say on its page that "
-            "it does"
+            f"{feature.label}: {wanted.endpoint} is not known to have that feature: test its connection, or say on "
+            "its page that it does"
         )
+
+
+def _check_samples(wanted: Wanted, samples: int, temperature: float, *, permute: bool, logprobs: bool) -> None:
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise RunRefused(f"samples per task: expected 1 to {MOST_SAMPLES}, got {samples}")
+    if permute and samples == 1:
+        raise RunRefused("candidates change their order between samples: expected two samples per task or more")
+    if samples == 1:
+        return
+    if wanted.approach != Approach.AUTOMATED:
+        raise RunRefused("several samples per task are for automated runs: the answers vote")
+    if temperature == 0 and not permute:
+        raise RunRefused("at temperature 0 all samples are the same: set one above 0, such as 0.7")
+    if logprobs:
+        raise RunRefused("confidence comes from the samples' votes or from log-probabilities: choose one")
 
 
 def _nothing_to_do(wanted: Wanted) -> str:

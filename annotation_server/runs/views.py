@@ -121,7 +121,7 @@ def start(request: AuthenticatedRequest, slug: str) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         if "estimate" in request.POST:
             context |= {
-                "estimate": estimate(form.wanted(), form.cleaned_data["max_tokens"]),
+                "estimate": estimate(form.wanted(), form.cleaned_data["max_tokens"], form.cleaned_data["samples"]),
                 "endpoint": form.cleaned_data["endpoint"],
             }
         else:

@@ -243,7 +243,11 @@ def whole_completion(mode: str, body: dict[str, Any]) -> dict[str, Any]:
         text = in_schema(body["response_format"]["json_schema"]["schema"], text)
     whole = completion(text)
     if "choices" in uses:
-        whole["choices"] = [whole["choices"][0] | {"index": index} for index in range(body["n"])]
+        first = whole["choices"][0]
+        whole["choices"] = [first | {"index": 0}]
+        for index in range(1, body["n"]):
+            other = completion(said(STATE.next_mode(), body))["choices"][0]
+            whole["choices"].append(other | {"index": index})
     if "logprobs" in uses:
         tokens = [{"token": token, "logprob": -0.1} for token in re.findall(r"\w+|\W", text)]
         for choice in whole["choices"]:

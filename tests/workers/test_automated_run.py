@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
@@ -260,6 +261,103 @@ def test_a_budget_is_never_overshot(fake: FakeEndpoint, endpoint: Endpoint, work
     work()
     run.refresh_from_db()
     assert (run.state, selectors.run_progress(run).accepted) == (Run.State.DONE, 8)
+
+
+def test_a_budget_in_calls_is_never_overshot(fake: FakeEndpoint, endpoint: Endpoint, work: Work) -> None:
+    project, _ = project_with_tasks(8)
+    fake.control(script=["malformed", "error"])  # calls that came to nothing are calls
+    run = start(project, endpoint, budget_calls=5)
+    work()
+    run.refresh_from_db()
+    assert (run.state, run.error) == (Run.State.PAUSED, "the budget of 5 calls is reached")
+    assert (selectors.run_progress(run).calls, len(fake.charges())) == (5, 5)
+    assert services.resume(run, budget_calls=100)
+    work()
+    run.refresh_from_db()
+    assert (run.state, selectors.run_progress(run).accepted) == (Run.State.DONE, 8)
+
+
+def test_cached_tokens_cost_their_own_price(fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work) -> None:
+    fake.control(cached=600)
+    project, _ = project_with_tasks(2)
+    run = start(project, make_endpoint(cached_input_price=Decimal(100)))
+    work()
+    progress = selectors.run_progress(run)
+    assert (progress.input_tokens, progress.cached_tokens, progress.output_tokens) == (2000, 1200, 100)
+    assert progress.cost_usd == 2 * (Decimal("0.4") + Decimal("0.06") + Decimal("0.05"))
+    assert set(Attempt.objects.values_list("cached_tokens", "cost_usd")) == {(600, Decimal("0.51"))}
+
+
+def test_reasons_are_summed_per_chunk_and_are_those_of_the_attempts(
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("annotation_server.runs.preparation.CHUNK_TASKS", 4)
+    fake.control(script=["malformed", "html", "cut", "error", "malformed", "truncated", "rate_limit"], retry_after="0")
+    project, _ = project_with_tasks(10)
+    run = start(project, endpoint)
+    work()
+    counted = Counter(Attempt.objects.exclude(outcome="accepted").values_list("reason", flat=True))
+    assert sum(counted.values()) == 7
+    assert selectors.refusals(run) == dict(counted)
+    assert list(selectors.refusals(run)) == [
+        "no_answer", "connection_lost", "not_json", "rate_limit", "server_error", "unclosed_think",
+    ]  # fmt: skip
+
+
+def test_a_content_filter_gives_up_the_task_alone(fake: FakeEndpoint, endpoint: Endpoint, work: Work) -> None:
+    project, _ = project_with_tasks(3)
+    fake.control(script=["filtered"])
+    run = start(project, endpoint)
+    work()
+    assert selectors.refusals(run) == {"content_filter": 1}
+    assert sorted(RunTask.objects.values_list("reason", flat=True)) == ["", "", "content_filter"]
+    assert len(fake.charges()) == 3
+
+
+def test_answers_in_a_schema_become_completions_in_the_grammar(
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work
+) -> None:
+    project, _ = project_with_tasks(2)
+    with pytest.raises(services.RunRefused, match="not known to have that feature"):
+        start(project, endpoint, json_answers=True)
+    services.change_endpoint(endpoint, {"overrides": {"json_schema": True}})
+    fake.control(script=["truncated"])
+    run = start(project, endpoint, json_answers=True)
+    work()
+    assert fake.seen()["last_request"]["response_format"]["json_schema"]["schema"]["required"] == [
+        "reasoning",
+        "answer",
+    ]
+    assert {(a.answer, a.rationale) for a in Annotation.objects.all()} == {
+        (frozenset("A"), "A stands on the ground; B floats above it.")
+    }
+    assert selectors.refusals(run) == {"not_in_schema": 1}
+    assert '\\"reasoning\\"' in RawResponse.objects.first().body  # type: ignore[union-attr]
+
+
+def test_an_endpoint_that_ignores_the_schema_may_keep_to_the_grammar(
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work
+) -> None:
+    fake.control(can=["data_uri"])
+    services.change_endpoint(endpoint, {"overrides": {"json_schema": True}})
+    project, _ = project_with_tasks(1)
+    start(project, endpoint, json_answers=True)
+    work()
+    assert Annotation.objects.get().answer == frozenset("A")
+
+
+def test_images_go_by_address_and_can_be_fetched(
+    fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work, settings: Any, live_server: Any
+) -> None:
+    settings.PUBLIC_URL = live_server.url
+    fake.control(fetches=True)
+    project, _ = project_with_tasks(1)
+    start(project, make_endpoint(images_as="url"))
+    work()
+    content = fake.seen()["last_request"]["messages"][0]["content"]
+    urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    assert [url.startswith(f"{live_server.url}/signed-images/") for url in urls] == [True] * 5
+    assert RunTask.objects.get().state == RunTask.State.ACCEPTED
 
 
 def test_nothing_stays_reserved_at_odd_prices(make_endpoint: MakeEndpoint, work: Work) -> None:

@@ -63,6 +63,7 @@ def test_an_html_page_with_status_200_is_no_completion(fake: FakeEndpoint) -> No
     [
         ("", "not_json"),
         ("<html>", "not_json"),
+        ("[" * 200_000, "not_json"),
         ("[]", "not_a_completion"),
         ('"ok"', "not_a_completion"),
         ("null", "not_a_completion"),

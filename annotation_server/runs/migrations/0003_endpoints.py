@@ -91,6 +91,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name='run',
+            name='logprobs',
+            field=models.BooleanField(default=False, help_text="Confidence from the probabilities of the answer's tokens, which responses then hold."),
+        ),
+        migrations.AddField(
+            model_name='run',
             name='json_answers',
             field=models.BooleanField(default=False, help_text='Completions are asked for in a JSON schema.'),
         ),
