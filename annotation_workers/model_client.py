@@ -25,6 +25,7 @@ import openai
 from openai.types.chat import ChatCompletionMessageParam
 
 from annotation_server.runs.models import Endpoint
+from annotation_workers.deliveries import Deliveries
 
 MAX_BODY_CHARS = 2_000_000
 """More of a response than this is not kept; a completion of 512 tokens is a thousandth of it."""
@@ -102,24 +103,31 @@ class ModelClient:
         self._key = _api_key(endpoint)
         self._model = endpoint.model
         self._where = f"{endpoint.name} ({endpoint.base_url})"
-        self._client = openai.AsyncOpenAI(
-            base_url=endpoint.base_url,
+        self._base_url = endpoint.base_url
+        self._timeout = httpx2.Timeout(
+            endpoint.timeout_seconds, connect=min(_CONNECT_SECONDS, float(endpoint.timeout_seconds))
+        )
+        self._deliveries = Deliveries()
+        self._clients = [self._make_client()]
+
+    def _make_client(self, **options: Any) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
+            base_url=self._base_url,
             # A local server wants no key, the library wants some text.
             api_key=self._key or "none",
             max_retries=0,
-            timeout=httpx2.Timeout(
-                endpoint.timeout_seconds, connect=min(_CONNECT_SECONDS, float(endpoint.timeout_seconds))
-            ),
+            timeout=self._timeout,
+            **options,
         )
 
     async def __aenter__(self) -> Self:
-        await self._client.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._client.__aexit__(kind, error, traceback)
+        for client in self._clients:
+            await client.close()
 
     async def complete(
         self,
@@ -134,7 +142,7 @@ class ModelClient:
         returns an HTML page as a plain str."""
         started = time.monotonic()
         try:
-            response = await self._client.chat.completions.with_raw_response.create(
+            response = await self._clients[-1].chat.completions.with_raw_response.create(
                 model=self._model,
                 messages=cast("list[ChatCompletionMessageParam]", messages),
                 temperature=temperature,
@@ -147,7 +155,25 @@ class ModelClient:
         except openai.APIConnectionError as error:
             return self._connection_failure(error, _since(started))
         body = self._without_key(storable(response.http_response.text[:MAX_BODY_CHARS]))
+        if self._deliveries.came_before(body):
+            return self._delivered_twice(body, response.status_code, _since(started))
         return Reply(body=body, status=response.status_code, latency_ms=_since(started))
+
+    def _delivered_twice(self, body: str, status: int, latency_ms: int) -> Failure:
+        """An answer to an earlier request: what this one was answered nobody knows. From now on every request has a
+        connection of its own, in which nothing can lie; those of before end when their calls are answered."""
+        if len(self._clients) == 1:
+            alone = httpx2.Limits(max_connections=1000, max_keepalive_connections=0)
+            own = openai.DefaultAsyncHttpxClient(limits=alone, timeout=self._timeout)
+            self._clients.append(self._make_client(http_client=own))
+        return Failure(
+            means=Means.UNKNOWN,
+            reason="delivered_twice",
+            detail=f"{self._where} delivered the answer to an earlier request again",
+            status=status,
+            body=body,
+            latency_ms=latency_ms,
+        )
 
     def _connection_failure(self, error: openai.APIConnectionError, latency_ms: int) -> Failure:
         cause = error.__cause__

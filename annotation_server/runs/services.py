@@ -200,10 +200,10 @@ def start_run(
 
 def _check_feature(wanted: Wanted, feature: Feature) -> None:
     if wanted.approach != Approach.AUTOMATED:
-        raise RunRefused(f"{feature.label}: for automated runs only")
+        raise RunRefused(f"{feature.value}: for automated runs only")
     if not wanted.endpoint.can(feature):
         raise RunRefused(
-            f"{feature.label}: {wanted.endpoint} is not known to have that feature: test its connection, or say on "
+            f"{feature.value}: {wanted.endpoint} is not known to have that feature: test its connection, or say on "
             "its page that it does"
         )
 

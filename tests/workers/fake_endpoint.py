@@ -179,8 +179,12 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
             case "refusal":
                 self.send(200, completion(None, refusal="I cannot help with that."))
+            case "twice":
+                # A proxy that delivers an answer again: the copy lies in the connection when the next request comes.
+                for _ in range(2):
+                    self.send(200, whole_completion(mode, body) | {"id": request_id})
             case _:
-                self.send(200, whole_completion(mode, body))
+                self.send(200, whole_completion(mode, body) | {"id": request_id})
 
     def send(self, status: int, data: dict[str, Any], retry_after: str | None = None) -> None:
         payload = json.dumps(data).encode()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -20,8 +22,11 @@ from annotation_server.projects.models import Project
 from annotation_server.runs import selectors, services
 from annotation_server.runs.models import Attempt, Endpoint, RawResponse, Run, RunTask
 from annotation_server.runs.selection import Wanted
+from annotation_server.samples.models import Image
+from annotation_workers.deliveries import Deliveries
 from annotation_workers.model_client import Failure, ModelClient, Reply
 from tests.workers.conftest import FakeEndpoint, MakeEndpoint
+from tests.workers.fake_endpoint import completion
 from tests.workers.scenes import project_with_tasks
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -358,6 +363,49 @@ def test_images_go_by_address_and_can_be_fetched(
     urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
     assert [url.startswith(f"{live_server.url}/signed-images/") for url in urls] == [True] * 5
     assert RunTask.objects.get().state == RunTask.State.ACCEPTED
+
+
+def test_an_answer_that_is_delivered_twice_is_nobody_elses(
+    fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work
+) -> None:
+    """The copy lies in the connection when the next request comes, and would be taken for its answer."""
+    fake.control(mode="twice")
+    project, _ = project_with_tasks(8)
+    run = start(project, make_endpoint(concurrency=2))
+    work()
+    run.refresh_from_db()
+    assert (run.state, selectors.run_progress(run).accepted) == (Run.State.DONE, 8)
+    accepted = RawResponse.objects.filter(attempt__outcome="accepted")
+    assert {str(row.attempt.request_id) for row in accepted} == {json.loads(row.body)["id"] for row in accepted}
+    assert all(str(row.attempt.request_id) == json.loads(row.body)["id"] for row in accepted)
+    copies = Attempt.objects.filter(reason="delivered_twice")
+    assert {(attempt.outcome, attempt.cost_usd) for attempt in copies} == {("unknown", Decimal(0))}
+    assert 1 <= copies.count() <= 2  # at most those on their way when it was noticed
+
+
+def test_a_server_whose_completions_all_have_one_id_is_believed_after_one_doubt() -> None:
+    seen = Deliveries()
+    body = json.dumps(completion("<think>A</think><answer>A</answer>"))
+    assert [seen.came_before(body) for _ in range(4)] == [False, True, False, False]
+    other = Deliveries()
+    first, second = (json.dumps(completion("x") | {"id": name}) for name in ("one", "two"))
+    assert [other.came_before(text) for text in (first, second, first, second, "<html>", "<html>")] == [
+        False, False, True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_an_estimate_goes_by_the_images_there_are(make_endpoint: MakeEndpoint) -> None:
+    project, _ = project_with_tasks(2)
+    endpoint = make_endpoint(image_side=1000)
+    wanted = Wanted(project=project, endpoint=endpoint, approach=Approach.AUTOMATED)
+    small = selectors.estimate(wanted)
+    Image.objects.update(width=4000, height=2000)
+    large = selectors.estimate(wanted)
+    # Shrunk to 1000 × 500 pixels, at 784 pixels a token; 250 for the question.
+    assert (small.input_tokens, large.input_tokens) == (2 * (250 + 5 * 2), 2 * (250 + 5 * 637))
+    assert large.cost_usd == Decimal(large.input_tokens + 2 * 512) / 1000
+    assert selectors.estimate(replace(wanted, limit=1), samples=3).input_tokens == 3 * (250 + 5 * 637)
+    assert selectors.estimate(replace(wanted, task_ids=[])).tasks == 0
 
 
 def test_nothing_stays_reserved_at_odd_prices(make_endpoint: MakeEndpoint, work: Work) -> None:

@@ -133,7 +133,7 @@ def test_confidence_from_the_probabilities_of_the_answers_tokens(
     fake: FakeEndpoint, endpoint: Endpoint, work: Work
 ) -> None:
     project, _ = project_with_tasks(1)
-    with pytest.raises(services.RunRefused, match="Log-probabilities: fake is not known to have that feature"):
+    with pytest.raises(services.RunRefused, match="logprobs: fake is not known to have that feature"):
         start(project, endpoint, logprobs=True)
     services.change_endpoint(endpoint, {"overrides": {"logprobs": True}})
     start(project, endpoint, logprobs=True)

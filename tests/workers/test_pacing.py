@@ -10,7 +10,7 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from annotation_server.annotations.models import Approach
 from annotation_server.jobs.models import Job, JobKind
@@ -30,6 +30,11 @@ Work = Callable[[], None]
 
 def start(project: Project, endpoint: Endpoint, **fields: Any) -> Run:
     return services.start_run(Wanted(project=project, endpoint=endpoint, approach=Approach.AUTOMATED), **fields)
+
+
+def learn(endpoint: Endpoint, outcomes: list[pacing.Outcome]) -> None:
+    with transaction.atomic():
+        pacing.learn(endpoint.pk, outcomes)
 
 
 @pytest.fixture
@@ -104,13 +109,13 @@ def test_calls_sent_before_it_said_so_halve_nothing_twice(make_endpoint: MakeEnd
     endpoint = make_endpoint(concurrency=64)
     sent_at = datetime.now(UTC)
     refused = pacing.Outcome(sent_at=sent_at, good=False, busy=True, retry_after=None, tokens_reserved=0, tokens_used=0)
-    pacing.learn(endpoint.pk, [refused] * 64)
+    learn(endpoint, [refused] * 64)
     pace = Pace.objects.get()
     assert (pace.at_once, pace.busy_rounds) == (32.0, 1)
     again = pacing.Outcome(
         sent_at=datetime.now(UTC), good=False, busy=True, retry_after=7.0, tokens_reserved=0, tokens_used=0
     )
-    pacing.learn(endpoint.pk, [again])
+    learn(endpoint, [again])
     pace = Pace.objects.get()
     assert (pace.at_once, pace.busy_rounds) == (16.0, 2)
     assert pace.resting_until is not None
@@ -123,7 +128,7 @@ def test_it_grows_by_one_per_round_of_good_answers(make_endpoint: MakeEndpoint) 
     good = pacing.Outcome(
         sent_at=datetime.now(UTC), good=True, busy=False, retry_after=None, tokens_reserved=0, tokens_used=0
     )
-    pacing.learn(endpoint.pk, [good] * 8)
+    learn(endpoint, [good] * 8)
     assert 8.9 < (Pace.objects.get().at_once or 0) < 9.0
 
 

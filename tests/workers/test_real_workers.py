@@ -155,7 +155,7 @@ def test_an_endpoint_that_does_not_work_is_one_clear_line(
         (("annotate", "here", "--approach", "automated", "--endpoint", "fake", "--budget-calls", "0"), "at least 1", 2),
         (
             ("annotate", "here", "--approach", "automated", "--endpoint", "fake", "--json-answers"),
-            "JSON schema: test",
+            "json_schema: fake is not known",
             1,
         ),
         (("run", "pause", "77"), "there is no run 77", 2),
