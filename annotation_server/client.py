@@ -199,6 +199,9 @@ class Client:
     def endpoint(self, name: str) -> dict[str, Any]:
         return self._object("GET", f"/endpoints/{name}")
 
+    def change_endpoint(self, name: str, **fields: object) -> dict[str, Any]:
+        return self._object("PATCH", f"/endpoints/{name}", fields)
+
     def start_endpoint_test(self, name: str) -> dict[str, Any]:
         return self._object("POST", f"/endpoints/{name}/tests")
 
@@ -220,8 +223,9 @@ class Client:
     def pause_run(self, slug: str, run_id: int) -> dict[str, Any]:
         return self._object("POST", f"/projects/{slug}/runs/{run_id}/pause")
 
-    def resume_run(self, slug: str, run_id: int) -> dict[str, Any]:
-        return self._object("POST", f"/projects/{slug}/runs/{run_id}/resume", {})
+    def resume_run(self, slug: str, run_id: int, **budgets: object) -> dict[str, Any]:
+        """`budgets`: budget_usd, budget_calls; what is left out stays as it is."""
+        return self._object("POST", f"/projects/{slug}/runs/{run_id}/resume", budgets)
 
     def cancel_run(self, slug: str, run_id: int) -> dict[str, Any]:
         return self._object("POST", f"/projects/{slug}/runs/{run_id}/cancel")
@@ -229,7 +233,7 @@ class Client:
     def wait_for_run(self, slug: str, run_id: int, *, timeout: float = 600.0) -> dict[str, Any]:
         """The run once it has ended or paused."""
         until = time.monotonic() + timeout
-        while (said := self.run(slug, run_id))["state"] in ("waiting", "running"):
+        while (said := self.run(slug, run_id))["state"] in ("preparing", "waiting", "running"):
             _pause(until, f"run {run_id}")
         return said
 

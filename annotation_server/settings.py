@@ -102,6 +102,14 @@ def broker_url(url: str) -> str:
     return url
 
 
+def public_url(url: str) -> str:
+    """Without a slash at its end; empty where nobody outside fetches anything from this server."""
+    parts = urlsplit(url)
+    if url and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
+        raise ImproperlyConfigured(f"PUBLIC_URL={url!r}: use https://the.host, as others reach this server")
+    return url.rstrip("/")
+
+
 def database(url: str) -> dict[str, Any]:
     """Django's description of it, with what SQLite needs to serve a team and PostgreSQL to outlive a restart."""
     try:
@@ -138,6 +146,7 @@ REDIS_URL = broker_url(env_text("REDIS_URL", f"redis+socket://{quote(str(queue_s
 STORAGE_URL = env_text("STORAGE_URL", (WINNOW_HOME / "storage").as_uri())
 STORAGE_ROOT = storage_root(STORAGE_URL)
 
+PUBLIC_URL = public_url(env_text("PUBLIC_URL", ""))
 BIND_ADDRESS = env_text("BIND_ADDRESS", "127.0.0.1")
 PORT = env_int("PORT", 8000, 1, 65535)
 WEB_PROCESSES = env_int("WEB_PROCESSES", 2, 1, 64)

@@ -16,7 +16,8 @@ from annotation_server.datasets.models import DatasetVersion, Export
 from annotation_server.datasets.services import FreezeRefused
 from annotation_server.jobs.models import JobKind
 from annotation_server.jobs.working import HeldJob, JobRefused, working
-from annotation_server.runs.models import EndpointTest
+from annotation_server.runs.models import EndpointTest, Run
+from annotation_server.runs.preparation import prepare_run as do_prepare
 from annotation_server.samples.importers import ImportRefused
 from annotation_server.samples.models import ImportBatch
 from annotation_workers import annotate, endpoint_test
@@ -47,6 +48,12 @@ def job(kind: JobKind, *refusals: type[Exception]) -> Callable[[Work], Work]:
 def import_batch(held: HeldJob) -> None:
     """Import a source into its project."""
     do_import(ImportBatch.objects.get(pk=held.object_id), held.progress)
+
+
+@job(JobKind.PREPARE_RUN)
+def prepare_run(held: HeldJob) -> None:
+    """Write down the tasks of a run."""
+    do_prepare(Run.objects.select_related("project", "endpoint__annotator").get(pk=held.object_id), held)
 
 
 @job(JobKind.ANNOTATE_CHUNK)

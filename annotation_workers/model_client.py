@@ -12,8 +12,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -25,6 +25,7 @@ import openai
 from openai.types.chat import ChatCompletionMessageParam
 
 from annotation_server.runs.models import Endpoint
+from annotation_workers.deliveries import Deliveries
 
 MAX_BODY_CHARS = 2_000_000
 """More of a response than this is not kept; a completion of 512 tokens is a thousandth of it."""
@@ -82,7 +83,13 @@ class Reading:
     final: bool = False
     """Asking the same again would get the same problem."""
     input_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the input tokens, those the endpoint had in its cache."""
     output_tokens: int = 0
+    others: tuple[str, ...] = ()
+    """Further completions, where several were asked for and came."""
+    tokens: tuple[tuple[str, float], ...] = ()
+    """The first completion's tokens with their log-probabilities, where they were asked for and came."""
 
 
 class EndpointUnusable(Exception):
@@ -96,44 +103,77 @@ class ModelClient:
         self._key = _api_key(endpoint)
         self._model = endpoint.model
         self._where = f"{endpoint.name} ({endpoint.base_url})"
-        self._client = openai.AsyncOpenAI(
-            base_url=endpoint.base_url,
+        self._base_url = endpoint.base_url
+        self._timeout = httpx2.Timeout(
+            endpoint.timeout_seconds, connect=min(_CONNECT_SECONDS, float(endpoint.timeout_seconds))
+        )
+        self._deliveries = Deliveries()
+        self._clients = [self._make_client()]
+
+    def _make_client(self, **options: Any) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
+            base_url=self._base_url,
             # A local server wants no key, the library wants some text.
             api_key=self._key or "none",
             max_retries=0,
-            timeout=httpx2.Timeout(
-                endpoint.timeout_seconds, connect=min(_CONNECT_SECONDS, float(endpoint.timeout_seconds))
-            ),
+            timeout=self._timeout,
+            **options,
         )
 
     async def __aenter__(self) -> Self:
-        await self._client.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._client.__aexit__(kind, error, traceback)
+        for client in self._clients:
+            await client.close()
 
     async def complete(
-        self, messages: Sequence[dict[str, Any]], *, request_id: uuid.UUID, temperature: float, max_tokens: int
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        request_id: uuid.UUID,
+        temperature: float,
+        max_tokens: int,
+        options: Mapping[str, Any] | None = None,
     ) -> Reply | Failure:
-        """Make one request. The raw response is asked for: parsed, the library returns an HTML page as a plain str."""
+        """Make one request; `options`: what else its body says. The raw response is asked for: parsed, the library
+        returns an HTML page as a plain str."""
         started = time.monotonic()
         try:
-            response = await self._client.chat.completions.with_raw_response.create(
+            response = await self._clients[-1].chat.completions.with_raw_response.create(
                 model=self._model,
                 messages=cast("list[ChatCompletionMessageParam]", messages),
                 temperature=temperature,
                 max_tokens=max_tokens,
                 extra_headers={"X-Request-ID": str(request_id)},
+                extra_body=dict(options) if options else None,
             )
         except openai.APIStatusError as error:
             return self._status_failure(error, _since(started))
         except openai.APIConnectionError as error:
             return self._connection_failure(error, _since(started))
         body = self._without_key(storable(response.http_response.text[:MAX_BODY_CHARS]))
+        if self._deliveries.came_before(body):
+            return self._delivered_twice(body, response.status_code, _since(started))
         return Reply(body=body, status=response.status_code, latency_ms=_since(started))
+
+    def _delivered_twice(self, body: str, status: int, latency_ms: int) -> Failure:
+        """An answer to an earlier request: what this one was answered nobody knows. From now on every request has a
+        connection of its own, in which nothing can lie; those of before end when their calls are answered."""
+        if len(self._clients) == 1:
+            alone = httpx2.Limits(max_connections=1000, max_keepalive_connections=0)
+            own = openai.DefaultAsyncHttpxClient(limits=alone, timeout=self._timeout)
+            self._clients.append(self._make_client(http_client=own))
+        return Failure(
+            means=Means.UNKNOWN,
+            reason="delivered_twice",
+            detail=f"{self._where} delivered the answer to an earlier request again",
+            status=status,
+            body=body,
+            latency_ms=latency_ms,
+        )
 
     def _connection_failure(self, error: openai.APIConnectionError, latency_ms: int) -> Failure:
         cause = error.__cause__
@@ -220,16 +260,14 @@ def read_reply(body: str) -> Reading:
     """The completion and usage in a response's body, whatever the body is."""
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter where brackets are nested by the thousand
         return Reading(problem="not_json", detail=f"the response is not JSON: {_start(body)}")
     if not isinstance(data, dict):
         return Reading(problem="not_a_completion", detail=f"the response is no completion: {_start(body)}")
-    usage = data.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    input_tokens, output_tokens = _tokens(usage.get("prompt_tokens")), _tokens(usage.get("completion_tokens"))
+    spent = _usage(data)
 
     def problem(word: str, detail: str, final: bool = False) -> Reading:
-        return Reading(problem=word, detail=detail, final=final, input_tokens=input_tokens, output_tokens=output_tokens)
+        return replace(spent, problem=word, detail=detail, final=final)
 
     choices = data.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -243,7 +281,43 @@ def read_reply(body: str) -> Reading:
     text = message.get("content")
     if not isinstance(text, str) or not text.strip():
         return problem("empty_content", "the completion is empty")
-    return Reading(text=storable(text), input_tokens=input_tokens, output_tokens=output_tokens)
+    others = [_content(other) for other in data["choices"][1:]]
+    return replace(
+        spent, text=storable(text), others=tuple(storable(one) for one in others if one), tokens=_logprobs(choice)
+    )
+
+
+def _content(choice: object) -> str:
+    message = choice.get("message") if isinstance(choice, dict) else None
+    text = message.get("content") if isinstance(message, dict) else None
+    return text if isinstance(text, str) else ""
+
+
+def _logprobs(choice: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    told = choice.get("logprobs")
+    content = told.get("content") if isinstance(told, dict) else None
+    if not isinstance(content, list):
+        return ()
+    rows = [(row.get("token"), row.get("logprob")) for row in content if isinstance(row, dict)]
+    return tuple(
+        (token, float(logprob))
+        for token, logprob in rows
+        if isinstance(token, str) and isinstance(logprob, int | float)
+    )
+
+
+def _usage(data: dict[str, Any]) -> Reading:
+    """The tokens a response says were used; what makes no sense counts as nothing."""
+    usage = data.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    input_tokens = _tokens(usage.get("prompt_tokens"))
+    return Reading(
+        input_tokens=input_tokens,
+        cached_tokens=min(_tokens(cached), input_tokens),
+        output_tokens=_tokens(usage.get("completion_tokens")),
+    )
 
 
 def storable(text: str) -> str:
@@ -259,7 +333,7 @@ def _tokens(value: object) -> int:
 def _error_message(body: str) -> str:
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _start(body)
     error = data.get("error", data) if isinstance(data, dict) else data
     message = error.get("message") or error.get("detail") if isinstance(error, dict) else error

@@ -1,25 +1,27 @@
-"""Images as a model gets them: upright, at most so many pixels long, as data URIs; each prepared once per chunk.
+"""Images as a model gets them: upright, at most so many pixels long, inside the request or as a signed address.
 
-Not here: storage itself (annotation_server/samples/storage.py).
+Not here: making them small and keeping them so (annotation_server/samples/renditions.py).
 """
 
 from __future__ import annotations
 
 import base64
-import io
+import time
 from collections import OrderedDict
 from threading import Lock
 
-from PIL import Image as Pillow
-from PIL import ImageOps
+from django.conf import settings
 
-from annotation_server.samples import storage
+from annotation_server.runs.models import Endpoint
+from annotation_server.samples import signed_links
 from annotation_server.samples.models import Image
+from annotation_server.samples.renditions import fitting
+from annotation_workers.model_client import EndpointUnusable
 
-_MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-_ORIENTATION = 0x0112
 _KEPT = 64
 """The four tasks of a sample follow one another: a dozen samples' images in memory are plenty."""
+_RENEWED_AFTER = signed_links.LASTS_SECONDS / 2
+"""One address for as long as it is good: an endpoint that caches what it has read knows an image by its address."""
 
 
 class PictureMissing(Exception):
@@ -27,52 +29,45 @@ class PictureMissing(Exception):
 
 
 class Pictures:
-    """Data URIs at one size. May be asked from several threads."""
+    """Images for one endpoint's messages. May be asked from several threads."""
 
-    def __init__(self, side: int) -> None:
-        self._side = side
-        self._ready: OrderedDict[str, str] = OrderedDict()
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._side = endpoint.image_side
+        self._by_address = endpoint.images_as == Endpoint.ImagesAs.URL
+        if self._by_address and not settings.PUBLIC_URL:
+            raise EndpointUnusable(
+                f"endpoint {endpoint.name} fetches its images, and PUBLIC_URL is not set where the workers run"
+            )
+        self._ready: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._lock = Lock()
 
-    def data_uri(self, image: Image) -> str:
-        """The image for a message. Raises PictureMissing."""
+    def url(self, image: Image) -> str:
+        """The image for a message: a data URI, or an address. Raises PictureMissing."""
         with self._lock:
-            if image.sha256 in self._ready:
+            ready, made_at = self._ready.get(image.sha256, ("", 0.0))
+            if ready and (not self._by_address or time.monotonic() - made_at < _RENEWED_AFTER):
                 self._ready.move_to_end(image.sha256)
-                return self._ready[image.sha256]
-        uri = self._prepare(image)
+                return ready
+        url = self._prepare(image)
         with self._lock:
-            self._ready[image.sha256] = uri
+            self._ready[image.sha256] = url, time.monotonic()
             while len(self._ready) > _KEPT:
                 self._ready.popitem(last=False)
-        return uri
+        return url
 
     def _prepare(self, image: Image) -> str:
         if image.withdrawn_at is not None:
             raise PictureMissing(f"image {image} was withdrawn")
         try:
-            with storage.open_stored(image.path) as file:
-                content = file.read()
-            return as_data_uri(content, self._side)
+            # By address, too: it is then made before the endpoint asks for it, and known to be there.
+            content_type, content = fitting(image, self._side)
         except OSError as error:
             raise PictureMissing(f"image {image.path} cannot be read: {error}") from None
+        if self._by_address:
+            return signed_links.address(signed_links.SignedLink(image.sha256, self._side))
+        return data_uri(content_type, content)
 
 
-def as_data_uri(content: bytes, side: int) -> str:
-    """Stored bytes as they are where they are upright and small enough, else turned, shrunk and encoded again."""
-    with Pillow.open(io.BytesIO(content)) as picture:
-        kind = picture.format or ""
-        upright = picture.getexif().get(_ORIENTATION, 1) == 1
-        if not upright or max(picture.size) > side:
-            kind, content = _encode(ImageOps.exif_transpose(picture), side)
-    return f"data:{_MEDIA_TYPES[kind]};base64,{base64.b64encode(content).decode()}"
-
-
-def _encode(picture: Pillow.Image, side: int) -> tuple[str, bytes]:
-    see_through = picture.has_transparency_data
-    small = picture.convert("RGBA" if see_through else "RGB")
-    small.thumbnail((side, side), Pillow.Resampling.LANCZOS)
-    kind = "PNG" if see_through else "JPEG"
-    out = io.BytesIO()
-    small.save(out, kind, quality=92)
-    return kind, out.getvalue()
+def data_uri(content_type: str, content: bytes) -> str:
+    """A picture inside a request."""
+    return f"data:{content_type};base64,{base64.b64encode(content).decode()}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from trainer.contract.answers import Answer, Completion, CompletionRefused, parse_completion
 from trainer.contract.dimensions import Dimension, Polarity
@@ -47,6 +48,8 @@ class ModelApproach:
 
     build_prompt: Callable[[Question], Prompt]
     judge: Callable[[Question, str], Completion | Rejected]
+    response_format: Callable[[Question], dict[str, Any]] | None = None
+    """What a completion has to be held to by the endpoint, where the run asks for that."""
 
 
 Check = Callable[[Question, Completion], Rejected | None]

@@ -17,7 +17,7 @@ from django.db import connections, transaction
 
 from annotation_server.jobs.working import HeldJob
 from annotation_server.runs import ledger
-from annotation_server.runs.ledger import Accepted, Answered, GivenUp, Intent, Read, Refused
+from annotation_server.runs.ledger import Accepted, Answered, GivenUp, Intent, NotYet, Read, Refused
 from annotation_server.runs.models import Attempt, RunChunk
 
 MOST_PER_WAVE = 32
@@ -25,7 +25,8 @@ MOST_PER_WAVE = 32
 
 T = TypeVar("T")
 Fact = Answered | Accepted | Refused | Read | GivenUp
-_Entry = tuple[Sequence[Fact] | Intent, "asyncio.Future[Attempt | None]"]
+Opened = Attempt | NotYet
+_Entry = tuple[Sequence[Fact] | Intent, "asyncio.Future[Opened | None]"]
 
 
 class Waves:
@@ -53,16 +54,17 @@ class Waves:
         """Run something in the thread that may use the database."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, read)
 
-    async def intend(self, intent: Intent) -> Attempt | None:
-        """The attempt, committed; None while the budget is held by calls on their way. Raises as open_attempts does."""
-        return await self._gather(intent)
+    async def intend(self, intent: Intent) -> Opened:
+        """The attempt, committed, or NotYet. Raises as open_attempts does."""
+        opened = await self._gather(intent)
+        return opened if opened is not None else NotYet(0.0)
 
     async def keep(self, *facts: Fact) -> None:
         """Returns once the facts, in their order, are committed together."""
         await self._gather(facts)
 
-    async def _gather(self, what: Sequence[Fact] | Intent) -> Attempt | None:
-        future: asyncio.Future[Attempt | None] = asyncio.get_running_loop().create_future()
+    async def _gather(self, what: Sequence[Fact] | Intent) -> Opened | None:
+        future: asyncio.Future[Opened | None] = asyncio.get_running_loop().create_future()
         self._gathered.append((what, future))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_all())
@@ -80,7 +82,7 @@ class Waves:
             if intents:
                 await self._hand_out(intents, partial(self._write_intents, intents))
 
-    async def _hand_out(self, entries: Sequence[_Entry], write: Callable[[], Sequence[Attempt | None]]) -> None:
+    async def _hand_out(self, entries: Sequence[_Entry], write: Callable[[], Sequence[Opened | None]]) -> None:
         """Write, and give every caller its result, or all of them the error: each knows best what to stop."""
         written = asyncio.ensure_future(self.in_thread(write))
         await asyncio.wait([written])
@@ -109,14 +111,16 @@ class Waves:
             if accepted:
                 ledger.accept(run, run.endpoint.annotator, chunk.pk, accepted)
             if refused:
-                ledger.refuse(refused)
+                ledger.refuse(chunk.pk, refused)
             if read:
                 ledger.mark_read(read)
             if given_up:
                 ledger.give_up(chunk.pk, given_up)
+            if answered:
+                ledger.keep_pace(run.endpoint, answered)
         return [None] * len(entries)
 
-    def _write_intents(self, entries: Sequence[_Entry]) -> Sequence[Attempt | None]:
+    def _write_intents(self, entries: Sequence[_Entry]) -> Sequence[Opened | None]:
         intents = [what for what, _ in entries if isinstance(what, Intent)]
         with transaction.atomic():
             self._job.fence()

@@ -14,6 +14,7 @@ class JobKind(models.TextChoices):
     """The names under which the workers register their Celery tasks; the server never imports them."""
 
     IMPORT_BATCH = "annotation_workers.jobs.import_batch", _("Import samples")
+    PREPARE_RUN = "annotation_workers.jobs.prepare_run", _("Prepare a run")
     ANNOTATE_CHUNK = "annotation_workers.jobs.annotate_chunk", _("Annotate with a model")
     TEST_ENDPOINT = "annotation_workers.jobs.test_endpoint", _("Test an endpoint")
     FREEZE_VERSION = "annotation_workers.jobs.freeze_version", _("Freeze a version")

@@ -35,6 +35,7 @@ STORED_WORDS: dict[str, Promise] = {
     "disputed": _("disputed"),
     "resolved": _("resolved"),
     "queued": _("queued"),
+    "preparing": _("preparing"),
     "waiting": _("waiting"),
     "running": _("running"),
     "paused": _("paused"),

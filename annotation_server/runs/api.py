@@ -18,7 +18,7 @@ from annotation_server.jobs.models import JobKind
 from annotation_server.jobs.selectors import latest_job
 from annotation_server.projects.access import Access, Capability, access_to, may_name_keys, may_use_endpoints
 from annotation_server.runs import services
-from annotation_server.runs.models import Endpoint, EndpointTest, Run
+from annotation_server.runs.models import Endpoint, EndpointTest, Feature, Run
 from annotation_server.runs.selection import Wanted
 from annotation_server.runs.selectors import Estimate, check_counts, estimate, refusals, run_progress
 from trainer.contract.dimensions import Dimension
@@ -34,14 +34,44 @@ class EndpointIn(Schema):
     """The name of the environment variable that holds the key, never the key."""
     input_price: Decimal = Decimal(0)
     output_price: Decimal = Decimal(0)
+    cached_input_price: Decimal | None = None
+    """Null: as other input."""
     concurrency: int = Field(8, ge=1)
+    requests_per_minute: int = Field(0, ge=0)
+    """For all workers together; 0: no limit."""
+    tokens_per_minute: int = Field(0, ge=0)
     timeout_seconds: int = Field(120, ge=1)
     image_side: int = Field(1024, ge=1)
+    images_as: Endpoint.ImagesAs = Endpoint.ImagesAs.DATA_URI
     caveat: str = ""
 
 
 class EndpointOut(EndpointIn):
-    pass
+    features: dict[str, bool]
+    """What runs go by: what somebody said, else what the last test found."""
+    found: dict[str, bool]
+    overrides: dict[str, bool]
+
+    @staticmethod
+    def resolve_features(endpoint: Endpoint) -> dict[str, bool]:
+        return {feature.value: endpoint.can(feature) for feature in Feature}
+
+
+class EndpointChange(Schema):
+    """What is left out stays as it is."""
+
+    input_price: Decimal | None = None
+    output_price: Decimal | None = None
+    cached_input_price: Decimal | None = None
+    concurrency: int | None = Field(None, ge=1)
+    requests_per_minute: int | None = Field(None, ge=0)
+    tokens_per_minute: int | None = Field(None, ge=0)
+    timeout_seconds: int | None = Field(None, ge=1)
+    image_side: int | None = Field(None, ge=1)
+    images_as: Endpoint.ImagesAs | None = None
+    caveat: str | None = None
+    overrides: dict[Feature, bool] | None = None
+    """All of them: a feature that is not named is again what the last test found."""
 
 
 class EndpointTestOut(Schema):
@@ -65,16 +95,26 @@ class WantedIn(Schema):
     resolved_too: bool = False
     limit: int | None = Field(None, ge=1)
     max_tokens: int = Field(512, ge=16, le=32_768)
+    samples: int = Field(1, ge=1, le=services.MOST_SAMPLES)
+    """Automated: completions per task; from two on their answers vote, and the share of votes is the confidence."""
 
 
 class RunIn(WantedIn):
     budget_usd: Decimal | None = Field(None, gt=0)
+    budget_calls: int | None = Field(None, ge=1)
     temperature: float = Field(0.0, ge=0, le=2)
     max_attempts: int = Field(3, ge=1, le=10)
+    permute: bool = False
+    """Every sample shows the candidates in another order."""
+    logprobs: bool = False
+    """Automated: confidence from the probabilities of the answer's tokens, where the endpoint has that feature."""
+    json_answers: bool = False
+    """Automated: completions in a JSON schema, where the endpoint has that feature."""
 
 
 class EstimateOut(Schema):
     tasks: int
+    input_tokens: int
     cost_usd: Decimal
 
 
@@ -85,9 +125,14 @@ class ProgressOut(Schema):
     failed: int
     calls: int
     input_tokens: int
+    cached_tokens: int
+    """Of the input tokens."""
     output_tokens: int
     cost_usd: Decimal
     tasks_per_second: float
+    """While workers were on it."""
+    seconds_left: float | None
+    """At this rate; null while there is none."""
 
 
 class RunOut(Schema):
@@ -98,8 +143,15 @@ class RunOut(Schema):
     prompt_version: str
     state: str
     error: str
+    samples: int
+    permute: bool
+    logprobs: bool
+    json_answers: bool
     budget_usd: Decimal | None
+    budget_calls: int | None
     created_at: datetime
+    prepared_at: datetime | None
+    """When the last of its tasks was written down: until then `progress.tasks` grows."""
     finished_at: datetime | None
     progress: ProgressOut
     refusals: dict[str, int]
@@ -111,6 +163,7 @@ class RunOut(Schema):
 class ResumeIn(Schema):
     budget_usd: Decimal | None = Field(None, gt=0)
     """Another budget; null keeps the run's."""
+    budget_calls: int | None = Field(None, ge=1)
 
 
 @router.get("/endpoints", response=list[EndpointOut])
@@ -135,6 +188,20 @@ def get_endpoint(request: AuthenticatedRequest, name: str) -> Endpoint:
     return _endpoint(name)
 
 
+@router.patch("/endpoints/{name}", response=EndpointOut)
+def change_endpoint(request: AuthenticatedRequest, name: str, payload: EndpointChange) -> Endpoint:
+    """Other prices, limits or abilities; name, address, model and key stay."""
+    _require_endpoints(request)
+    endpoint = _endpoint(name)
+    fields = payload.model_dump(exclude_unset=True)
+    may_be_null = {"cached_input_price"}
+    if nothing := next((field for field, value in fields.items() if value is None and field not in may_be_null), None):
+        raise invalid("This cannot be null.", nothing)
+    services.change_endpoint(endpoint, fields)
+    audit(person=request.user, verb="endpoint.change", subject=endpoint, fields=sorted(fields))
+    return endpoint
+
+
 @router.post("/endpoints/{name}/tests", response={202: EndpointTestOut})
 def new_endpoint_test(request: AuthenticatedRequest, name: str) -> EndpointTest:
     """Have a worker call the endpoint once."""
@@ -153,9 +220,9 @@ def get_endpoint_test(request: AuthenticatedRequest, test_id: int) -> EndpointTe
 
 @router.post("/projects/{slug}/runs/estimate", response=EstimateOut)
 def estimate_run(request: AuthenticatedRequest, slug: str, payload: WantedIn) -> Estimate:
-    """How many tasks a run would work on, and what it would cost at most if each took one call."""
+    """How many tasks a run would work on, and what it would cost at most if each sample took one call."""
     access = access_to(request.user, slug, Capability.RUN_MODELS)
-    return estimate(_wanted(access, payload), payload.max_tokens)
+    return estimate(_wanted(access, payload), payload.max_tokens, payload.samples)
 
 
 @router.post("/projects/{slug}/runs", response={202: RunOut})
@@ -165,6 +232,11 @@ def new_run(request: AuthenticatedRequest, slug: str, payload: RunIn) -> RunOut:
         _wanted(access, payload),
         person=request.user,
         budget_usd=payload.budget_usd,
+        budget_calls=payload.budget_calls,
+        samples=payload.samples,
+        permute=payload.permute,
+        logprobs=payload.logprobs,
+        json_answers=payload.json_answers,
         temperature=payload.temperature,
         max_tokens=payload.max_tokens,
         max_attempts=payload.max_attempts,
@@ -193,7 +265,8 @@ def pause_run(request: AuthenticatedRequest, slug: str, run_id: int) -> RunOut:
 @router.post("/projects/{slug}/runs/{run_id}/resume", response=RunOut)
 def resume_run(request: AuthenticatedRequest, slug: str, run_id: int, payload: ResumeIn | None = None) -> RunOut:
     run = _run_in(access_to(request.user, slug, Capability.RUN_MODELS), run_id)
-    return _changed(request, run, "resume", services.resume(run, budget_usd=payload.budget_usd if payload else None))
+    budgets = payload.model_dump() if payload else {}
+    return _changed(request, run, "resume", services.resume(run, **budgets))
 
 
 @router.post("/projects/{slug}/runs/{run_id}/cancel", response=RunOut)
@@ -255,8 +328,14 @@ def _shown(run: Run) -> RunOut:
         prompt_version=run.prompt_version,
         state=run.state,
         error=run.error,
+        samples=run.samples,
+        permute=run.permute,
+        logprobs=run.logprobs,
+        json_answers=run.json_answers,
         budget_usd=run.budget_usd,
+        budget_calls=run.budget_calls,
         created_at=run.created_at,
+        prepared_at=run.prepared_at,
         finished_at=run.finished_at,
         progress=ProgressOut.model_validate(progress, from_attributes=True),
         refusals=counted,

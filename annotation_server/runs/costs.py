@@ -1,13 +1,15 @@
 """What calls cost: from the tokens an endpoint reported, and as an estimate before anything was sent.
 
-Not here: budgets and sums (ledger.py).
+Not here: budgets and sums (ledger.py), how fast calls may follow one another (pacing.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import Decimal
 
 from annotation_server.runs.models import Endpoint
+from annotation_server.samples.models import Image
 
 _MILLION = Decimal(1_000_000)
 _PLACES = Decimal("0.00000001")
@@ -16,12 +18,21 @@ _PIXELS_PER_TOKEN = 28 * 28
 _QUESTION_TOKENS = 250
 
 
-def cost_of(endpoint: Endpoint, input_tokens: int, output_tokens: int) -> Decimal:
+def cost_of(endpoint: Endpoint, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> Decimal:
     """What a call cost at the endpoint's prices, in USD, to the last place that a row keeps: sums then stay exact."""
-    return ((input_tokens * endpoint.input_price + output_tokens * endpoint.output_price) / _MILLION).quantize(_PLACES)
+    cached = min(cached_tokens, input_tokens)
+    cached_price = endpoint.input_price if endpoint.cached_input_price is None else endpoint.cached_input_price
+    fresh = (input_tokens - cached) * endpoint.input_price
+    return ((fresh + cached * cached_price + output_tokens * endpoint.output_price) / _MILLION).quantize(_PLACES)
 
 
-def most_a_call_costs(endpoint: Endpoint, candidates: int, max_tokens: int) -> Decimal:
-    """An upper estimate of one call about a task, in USD: square images at full size, a reply of full length."""
-    per_image = max(1, endpoint.image_side**2 // _PIXELS_PER_TOKEN)
-    return cost_of(endpoint, _QUESTION_TOKENS + (candidates + 1) * per_image, max_tokens)
+def input_tokens_of(endpoint: Endpoint, images: Iterable[Image]) -> int:
+    """An upper estimate of what a task's images and question take, at the size in which the images are sent."""
+    return _QUESTION_TOKENS + sum(image_tokens(endpoint, image.width, image.height) for image in images)
+
+
+def image_tokens(endpoint: Endpoint, width: int, height: int) -> int:
+    """An image's share of it."""
+    longest = max(width, height, 1)
+    shrunk = min(1.0, endpoint.image_side / longest)
+    return max(1, int(width * shrunk * height * shrunk) // _PIXELS_PER_TOKEN)

@@ -10,8 +10,9 @@ from django.utils.translation import gettext_lazy as _
 from annotation_server.annotations.models import Approach
 from annotation_server.projects.models import Project
 from annotation_server.projects.wording import DIMENSION_LABELS
-from annotation_server.runs.models import Endpoint
+from annotation_server.runs.models import Endpoint, Feature
 from annotation_server.runs.selection import Wanted
+from annotation_server.runs.services import CHANGEABLE, MOST_SAMPLES
 
 
 class EndpointForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts at run time
@@ -30,9 +31,13 @@ class EndpointForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts 
             "api_key_env",
             "input_price",
             "output_price",
+            "cached_input_price",
             "concurrency",
+            "requests_per_minute",
+            "tokens_per_minute",
             "timeout_seconds",
             "image_side",
+            "images_as",
             "caveat",
         )
         labels = {  # noqa: RUF012 - Django reads it, nobody writes it
@@ -42,7 +47,11 @@ class EndpointForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts 
             "api_key_env": _("Environment variable with the key"),
             "input_price": _("Price of input"),
             "output_price": _("Price of output"),
+            "cached_input_price": _("Price of cached input"),
             "concurrency": _("Calls at once"),
+            "requests_per_minute": _("Calls per minute"),
+            "tokens_per_minute": _("Tokens per minute"),
+            "images_as": _("Images go"),
             "timeout_seconds": _("Timeout in seconds"),
             "image_side": _("Longest image side in pixels"),
         }
@@ -51,9 +60,44 @@ class EndpointForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts 
         super().__init__(*args, **kwargs)
         if not names_keys:
             del self.fields["api_key_env"]
+        for name in _LEFT_AT_DEFAULT:
+            self.fields[name].required = False
+
+    def clean(self) -> dict[str, Any]:
+        """What was left out is as the model has it by default."""
+        given = super().clean() or self.cleaned_data
+        unset = Endpoint()
+        return given | {name: given.get(name) or getattr(unset, name) for name in _LEFT_AT_DEFAULT}
 
     def _post_clean(self) -> None:
         """Nothing: the model's own checks run in the service."""
+
+
+_LEFT_AT_DEFAULT = ("requests_per_minute", "tokens_per_minute", "images_as")
+
+
+class EndpointChangeForm(EndpointForm):
+    """Other prices, limits and abilities of an endpoint."""
+
+    class Meta(EndpointForm.Meta):
+        fields = tuple(name for name in CHANGEABLE if name != "overrides")  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, endpoint: Endpoint, **kwargs: Any) -> None:
+        super().__init__(*args, instance=endpoint, names_keys=True, **kwargs)
+        del self.fields["base_url"]
+        for feature in Feature:
+            self.fields[feature.value] = forms.ChoiceField(
+                label=feature.label,
+                choices=[("", _("as the test found it")), ("yes", _("yes")), ("no", _("no"))],
+                required=False,
+                initial={True: "yes", False: "no"}.get(endpoint.overrides.get(feature.value), ""),
+            )
+
+    def changes(self) -> dict[str, Any]:
+        """What change_endpoint takes."""
+        said = {feature.value: self.cleaned_data.get(feature.value) for feature in Feature}
+        fields = {name: value for name, value in self.cleaned_data.items() if name not in said}
+        return fields | {"overrides": {feature: answer == "yes" for feature, answer in said.items() if answer}}
 
 
 class RunForm(forms.Form):
@@ -83,6 +127,12 @@ class RunForm(forms.Form):
         decimal_places=6,
         help_text=_("The run pauses before it spends more. Empty: no bound."),
     )
+    budget_calls = forms.IntegerField(
+        label=_("Budget in calls"),
+        required=False,
+        min_value=1,
+        help_text=_("The run pauses before it makes more. Empty: no bound."),
+    )
     temperature = forms.FloatField(label=_("Temperature"), min_value=0, max_value=2, initial=0.0)
     max_tokens = forms.IntegerField(label=_("Tokens per reply at most"), min_value=16, max_value=32_768, initial=512)
     max_attempts = forms.IntegerField(
@@ -91,6 +141,25 @@ class RunForm(forms.Form):
         max_value=10,
         initial=3,
         help_text=_("A try is a call, and a second one where reasonings are solved again."),
+    )
+    samples = forms.IntegerField(
+        label=_("Samples per task"),
+        min_value=1,
+        max_value=MOST_SAMPLES,
+        initial=1,
+        required=False,
+        help_text=_("Automated: from two on their answers vote, and the share of votes is the confidence."),
+    )
+    permute = forms.BooleanField(label=_("Candidates in another order for every sample"), required=False)
+    logprobs = forms.BooleanField(
+        label=_("Confidence from log-probabilities"),
+        required=False,
+        help_text=_("Automated, one sample. The endpoint has to have that feature."),
+    )
+    json_answers = forms.BooleanField(
+        label=_("Answers in a JSON schema"),
+        required=False,
+        help_text=_("Automated: a completion then always can be read. The endpoint has to have that feature."),
     )
 
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
@@ -115,7 +184,21 @@ class RunForm(forms.Form):
             limit=self.cleaned_data["limit"],
         )
 
+    def clean_samples(self) -> int:
+        """Left out, it is one."""
+        return self.cleaned_data["samples"] or 1
+
     def settings(self) -> dict[str, Any]:
         """What start_run takes beside what is wanted."""
-        names = ("budget_usd", "temperature", "max_tokens", "max_attempts")
+        names = (
+            "budget_usd",
+            "budget_calls",
+            "temperature",
+            "max_tokens",
+            "max_attempts",
+            "samples",
+            "permute",
+            "logprobs",
+            "json_answers",
+        )
         return {name: self.cleaned_data[name] for name in names}

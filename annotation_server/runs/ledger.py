@@ -7,7 +7,8 @@ writes a chunk at a time. Not here: the order of events (annotation_workers/anno
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -17,6 +18,8 @@ from django.utils import timezone
 from annotation_server.annotations import services as annotations_services
 from annotation_server.annotations.models import Annotation, Annotator
 from annotation_server.annotations.services import NewAnnotation
+from annotation_server.prepared import PreparedUpdate
+from annotation_server.runs import pacing
 from annotation_server.runs.costs import cost_of
 from annotation_server.runs.models import Attempt, Endpoint, RawResponse, Run, RunChunk, RunTask
 from annotation_server.runs.near_copies import Wording, claim_wordings
@@ -25,15 +28,33 @@ from trainer.contract.feedback import Objection
 
 
 @dataclass(frozen=True, slots=True)
+class Reserve:
+    """What a call may take at most, held back until it is answered."""
+
+    usd: Decimal
+    """From the run's budget."""
+    tokens: int
+    """From the endpoint's tokens per minute."""
+
+
+@dataclass(frozen=True, slots=True)
 class Intent:
     """A call about to be made."""
 
     run_task_id: int
     number: int
-    reserve_usd: Decimal
-    """What it may cost at most; held from the budget until it is answered."""
+    reserve: Reserve
+    shown: str = ""
+    """The candidates in the order in which it shows them, where that is not by letter."""
     resolves: Attempt | None = None
     """Blind re-solve: the attempt whose reasoning it is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """A call that may not begin now, and in how many seconds it is worth asking again."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +62,21 @@ class Answered:
     """What came of a call. `outcome` is ANSWERED where there is a response to judge, else ERROR or UNKNOWN."""
 
     attempt: Attempt
-    reserve_usd: Decimal
+    reserve: Reserve
     outcome: Attempt.Outcome
     reason: str = ""
     detail: str = ""
     http_status: int | None = None
     body: str = ""
     input_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the input tokens."""
     output_tokens: int = 0
     latency_ms: int | None = None
+    busy: bool = False
+    """The endpoint asked for fewer calls."""
+    retry_after: float | None = None
+    """… and said for how long, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +88,11 @@ class Accepted:
     answer: Answer
     rationale: str
     prompt_version: str
+    confidence: float | None = None
+    agreeing: Sequence[Attempt] = ()
+    """Further calls about the task that said the same."""
+    votes: Mapping[str, int] | None = None
+    """Where samples voted: answers, and how many gave each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,44 +131,69 @@ class BudgetReached(Exception):
     """The next call might cost more than is left; the message is one line."""
 
 
-def open_attempts(run_id: int, chunk_id: int, intents: Sequence[Intent]) -> list[Attempt | None]:
-    """Write attempts down before their calls. None where the budget is held by calls on their way: ask again later.
+def open_attempts(run_id: int, chunk_id: int, intents: Sequence[Intent]) -> list[Attempt | NotYet]:
+    """Write attempts down before their calls; NotYet where the budget is held by calls on their way, or the
+    endpoint's limits leave no place.
 
-    Raises RunStopped, and BudgetReached when not even one call fits while none is on its way.
+    Raises RunStopped, and BudgetReached when no further call fits.
     """
     # Locked, so that workers on other chunks of the run cannot spend the same dollar.
     run = Run.objects.select_for_update().get(pk=run_id)
     if run.state != Run.State.RUNNING:
         raise RunStopped
-    granted = list(intents) if run.budget_usd is None else _within_budget(run, run.budget_usd, intents)
+    affordable = _within_budget(run, intents)
+    place = pacing.grant(run.endpoint_id, [intent.reserve.tokens for intent in affordable])
+    granted = affordable[: place.calls]
     attempts = Attempt.objects.bulk_create(
         [
             Attempt(
                 run_task_id=intent.run_task_id,
                 number=intent.number,
+                shown=intent.shown,
                 resolves=intent.resolves,
                 request_id=uuid.uuid4(),
             )
             for intent in granted
         ]
     )
-    _add(chunk_id, calls=len(granted), reserved_usd=sum((intent.reserve_usd for intent in granted), Decimal(0)))
-    return [*attempts, *[None] * (len(intents) - len(attempts))]
+    if granted:
+        _add(
+            chunk_id,
+            calls=len(granted),
+            on_their_way=len(granted),
+            reserved_usd=sum((intent.reserve.usd for intent in granted), Decimal(0)),
+        )
+    return [*attempts, *[NotYet(place.wait_seconds)] * (len(intents) - len(attempts))]
 
 
-def _within_budget(run: Run, budget: Decimal, intents: Sequence[Intent]) -> list[Intent]:
-    sums = RunChunk.objects.filter(run=run).aggregate(spent=Sum("cost_usd"), reserved=Sum("reserved_usd"))
-    spent, reserved = sums["spent"] or Decimal(0), sums["reserved"] or Decimal(0)
+def _within_budget(run: Run, intents: Sequence[Intent]) -> list[Intent]:
+    if run.budget_usd is None and run.budget_calls is None:
+        return list(intents)
+    sums = RunChunk.objects.filter(run=run).aggregate(
+        spent=Sum("cost_usd"), reserved=Sum("reserved_usd"), calls=Sum("calls")
+    )
+    granted = list(intents)
+    if run.budget_calls is not None:
+        # A call that was made stays made: unlike money, none of this comes back from calls on their way.
+        granted = granted[: max(0, run.budget_calls - (sums["calls"] or 0))]
+        if not granted:
+            raise BudgetReached(f"the budget of {run.budget_calls} calls is reached")
+    if run.budget_usd is None:
+        return granted
+    return _within_dollars(run.budget_usd, sums["spent"] or Decimal(0), sums["reserved"] or Decimal(0), granted)
+
+
+def _within_dollars(budget: Decimal, spent: Decimal, reserved: Decimal, intents: Sequence[Intent]) -> list[Intent]:
     granted: list[Intent] = []
     for intent in intents:
-        if spent + reserved + intent.reserve_usd > budget:
+        if spent + reserved + intent.reserve.usd > budget:
             break
-        reserved += intent.reserve_usd
+        reserved += intent.reserve.usd
         granted.append(intent)
     if not granted and not reserved:
         raise BudgetReached(
             f"the budget of {budget:.4f} USD is reached: {spent:.4f} USD are spent, "
-            f"and the next call may cost {intents[0].reserve_usd:.4f} USD"
+            f"and the next call may cost {intents[0].reserve.usd:.4f} USD"
         )
     return granted
 
@@ -144,7 +201,7 @@ def _within_budget(run: Run, budget: Decimal, intents: Sequence[Intent]) -> list
 def record_answers(endpoint: Endpoint, chunk_id: int, answers: Sequence[Answered]) -> None:
     """Keep what came back, word for word, and what it cost, before anybody reads it."""
     now = timezone.now()
-    input_tokens = output_tokens = 0
+    input_tokens = cached_tokens = output_tokens = 0
     cost = reserved = Decimal(0)
     for answer in answers:
         attempt = answer.attempt
@@ -153,25 +210,48 @@ def record_answers(endpoint: Endpoint, chunk_id: int, answers: Sequence[Answered
         attempt.detail = answer.detail[:500]
         attempt.http_status = answer.http_status
         attempt.input_tokens = answer.input_tokens
+        attempt.cached_tokens = answer.cached_tokens
         attempt.output_tokens = answer.output_tokens
-        attempt.cost_usd = cost_of(endpoint, answer.input_tokens, answer.output_tokens)
+        attempt.cost_usd = cost_of(endpoint, answer.input_tokens, answer.output_tokens, answer.cached_tokens)
         attempt.latency_ms = answer.latency_ms
         attempt.answered_at = None if answer.outcome == Attempt.Outcome.UNKNOWN else now
         input_tokens += answer.input_tokens
+        cached_tokens += answer.cached_tokens
         output_tokens += answer.output_tokens
         cost += attempt.cost_usd
-        reserved += answer.reserve_usd
-    Attempt.objects.bulk_update(
-        [answer.attempt for answer in answers],
-        [
-            "outcome", "reason", "detail", "http_status", "input_tokens", "output_tokens", "cost_usd", "latency_ms",
-            "answered_at",
-        ],
-    )  # fmt: skip
+        reserved += answer.reserve.usd
+    _keep_answers.many([_said(answer.attempt, _ANSWERED_FIELDS) for answer in answers])
     RawResponse.objects.bulk_create(
         [RawResponse(attempt=answer.attempt, body=answer.body) for answer in answers if answer.body]
     )
-    _add(chunk_id, input_tokens=input_tokens, output_tokens=output_tokens, cost_usd=cost, reserved_usd=-reserved)
+    _add(
+        chunk_id,
+        refusals=Counter(answer.reason for answer in answers if answer.outcome != Attempt.Outcome.ANSWERED),
+        on_their_way=-len(answers),
+        input_tokens=input_tokens,
+        cached_tokens=cached_tokens,
+        output_tokens=output_tokens,
+        cost_usd=cost,
+        reserved_usd=-reserved,
+    )
+
+
+def keep_pace(endpoint: Endpoint, answers: Sequence[Answered]) -> None:
+    """What the answers say about how fast the endpoint may be called. Last in a transaction: its row is everybody's."""
+    pacing.learn(
+        endpoint.pk,
+        [
+            pacing.Outcome(
+                sent_at=answer.attempt.sent_at,
+                good=answer.outcome == Attempt.Outcome.ANSWERED,
+                busy=answer.busy,
+                retry_after=answer.retry_after,
+                tokens_reserved=answer.reserve.tokens,
+                tokens_used=answer.input_tokens + answer.output_tokens,
+            )
+            for answer in answers
+        ],
+    )
 
 
 def accept(run: Run, annotator: Annotator, chunk_id: int, accepted: Sequence[Accepted]) -> None:
@@ -179,7 +259,7 @@ def accept(run: Run, annotator: Annotator, chunk_id: int, accepted: Sequence[Acc
 
     A near-copy of another task's reasoning is refused instead: its attempt then says so.
     """
-    accepted = _without_near_copies(run, accepted)
+    accepted = _without_near_copies(run, chunk_id, accepted)
     if not accepted:
         return
     annotations = annotations_services.record_annotations(
@@ -192,21 +272,24 @@ def accept(run: Run, annotator: Annotator, chunk_id: int, accepted: Sequence[Acc
                 rationale=row.rationale,
                 idempotency_key=f"run-{run.pk}-task-{row.run_task.task_id}",
                 prompt_version=row.prompt_version,
+                confidence=row.confidence,
                 copied_from=row.run_task.given_from,
-                meta={"attempt": row.attempt.pk},
+                meta={"attempt": row.attempt.pk} | ({"votes": dict(row.votes)} if row.votes else {}),
             )
             for row in accepted
         ]
     )
     for row, annotation in zip(accepted, annotations, strict=True):
         _settle_task(row.run_task, RunTask.State.ACCEPTED, "", annotation)
-        row.attempt.outcome = Attempt.Outcome.ACCEPTED
-    Attempt.objects.bulk_update([row.attempt for row in accepted], ["outcome"])
-    RunTask.objects.bulk_update([row.run_task for row in accepted], ["state", "reason", "annotation"])
+    calls = [call for row in accepted for call in {row.attempt.pk: row.attempt, **_by_key(row.agreeing)}.values()]
+    for call in calls:
+        call.outcome = Attempt.Outcome.ACCEPTED
+    Attempt.objects.filter(pk__in=[call.pk for call in calls]).update(outcome=Attempt.Outcome.ACCEPTED)
+    _settle_tasks.many([_said(row.run_task, _SETTLED_FIELDS) for row in accepted])
     _add(chunk_id, accepted=len(accepted))
 
 
-def _without_near_copies(run: Run, accepted: Sequence[Accepted]) -> Sequence[Accepted]:
+def _without_near_copies(run: Run, chunk_id: int, accepted: Sequence[Accepted]) -> Sequence[Accepted]:
     """Those that stand; the others are refused. Here and not before, so that no other worker comes in between."""
     threshold = run.project.near_copy
     if not threshold:
@@ -214,16 +297,17 @@ def _without_near_copies(run: Run, accepted: Sequence[Accepted]) -> Sequence[Acc
     copies = claim_wordings(run.project_id, threshold, [Wording(row.run_task, row.rationale) for row in accepted])
     refused = [
         Refused(
-            attempt=row.attempt,
+            attempt=attempt,
             outcome=Attempt.Outcome.REJECTED,
             reason=Objection.NEAR_COPY,
             detail=str(copies[row.run_task.pk]),
         )
         for row in accepted
         if row.run_task.pk in copies
+        for attempt in _by_key([row.attempt, *row.agreeing]).values()
     ]
     if refused:
-        refuse(refused)
+        refuse(chunk_id, refused)
     return [row for row in accepted if row.run_task.pk not in copies]
 
 
@@ -232,22 +316,50 @@ def mark_read(read: Sequence[Read]) -> None:
     Attempt.objects.filter(pk__in=[row.attempt.pk for row in read]).update(outcome=Attempt.Outcome.READ)
 
 
-def refuse(refused: Sequence[Refused]) -> None:
+def _by_key(attempts: Sequence[Attempt]) -> dict[int, Attempt]:
+    return {attempt.pk: attempt for attempt in attempts}
+
+
+def refuse(chunk_id: int, refused: Sequence[Refused]) -> None:
     """Mark attempts whose completion was not taken, with the reason."""
     for row in refused:
         row.attempt.outcome = row.outcome
         row.attempt.reason = row.reason
         row.attempt.detail = row.detail[:500]
-    Attempt.objects.bulk_update([row.attempt for row in refused], ["outcome", "reason", "detail"])
+    _refuse.many([_said(row.attempt, _REFUSED_FIELDS) for row in refused])
+    _add(chunk_id, refusals=Counter(row.reason for row in refused))
 
 
 def give_up(chunk_id: int, given_up: Sequence[GivenUp]) -> None:
     """Settle tasks without an annotation."""
     for row in given_up:
         _settle_task(row.run_task, row.state, row.reason, None)
-    RunTask.objects.bulk_update([row.run_task for row in given_up], ["state", "reason", "annotation"])
+    _settle_tasks.many([_said(row.run_task, _SETTLED_FIELDS) for row in given_up])
     rejected = sum(row.state == RunTask.State.REJECTED for row in given_up)
     _add(chunk_id, rejected=rejected, failed=len(given_up) - rejected)
+
+
+_ANSWERED_FIELDS = (
+    "outcome", "reason", "detail", "http_status", "input_tokens", "cached_tokens", "output_tokens", "cost_usd",
+    "latency_ms", "answered_at",
+)  # fmt: skip
+_REFUSED_FIELDS = ("outcome", "reason", "detail")
+_SETTLED_FIELDS = ("state", "reason", "annotation_id")
+
+
+def _writing(model: type[Attempt] | type[RunTask], fields: Sequence[str]) -> PreparedUpdate:
+    return PreparedUpdate(
+        lambda p: (model.objects.filter(pk=p("pk")), {name.removesuffix("_id"): p(name) for name in fields})
+    )
+
+
+def _said(row: Attempt | RunTask, fields: Sequence[str]) -> dict[str, object]:
+    return {"pk": row.pk} | {name: getattr(row, name) for name in fields}
+
+
+_keep_answers = _writing(Attempt, _ANSWERED_FIELDS)
+_refuse = _writing(Attempt, _REFUSED_FIELDS)
+_settle_tasks = _writing(RunTask, _SETTLED_FIELDS)
 
 
 def _settle_task(run_task: RunTask, state: RunTask.State, reason: str, annotation: Annotation | None) -> None:
@@ -256,13 +368,15 @@ def _settle_task(run_task: RunTask, state: RunTask.State, reason: str, annotatio
     run_task.annotation = annotation
 
 
-def _add(chunk_id: int, **amounts: int | Decimal) -> None:
+def _add(chunk_id: int, *, refusals: Counter[str] | None = None, **amounts: int | Decimal) -> None:
     """Add to the chunk's sums. Its one holder may read and write back, and for money has to: added up in the database,
     SQLite's decimals are binary fractions, and a remainder of 1e-16 would stay reserved for ever."""
     chunk = RunChunk.objects.get(pk=chunk_id)
     for name, amount in amounts.items():
         setattr(chunk, name, getattr(chunk, name) + amount)
-    chunk.save(update_fields=list(amounts))
+    if refusals:
+        chunk.refusals = dict(Counter(chunk.refusals) + refusals)
+    chunk.save(update_fields=[*amounts, "refusals"] if refusals else list(amounts))
 
 
 def recover(chunk_id: int) -> int:
@@ -270,7 +384,9 @@ def recover(chunk_id: int) -> int:
     cut = Attempt.objects.filter(run_task__chunk=chunk_id, outcome=Attempt.Outcome.SENT).update(
         outcome=Attempt.Outcome.UNKNOWN, reason=INTERRUPTED, detail="the worker ended before the answer came"
     )
-    RunChunk.objects.filter(pk=chunk_id).update(reserved_usd=0)
+    RunChunk.objects.filter(pk=chunk_id).update(reserved_usd=0, on_their_way=0)
+    if cut:
+        _add(chunk_id, refusals=Counter({INTERRUPTED: cut}))
     return cut
 
 

@@ -1,4 +1,4 @@
-"""The ledger of model annotation: endpoints, runs, their tasks, every call (attempt) and its raw response.
+"""The ledger of model annotation: endpoints and their pace, runs, their tasks, every call (attempt), its raw response.
 
 An attempt is committed before its call, the response after it, parsing comes last: no paid call is ever forgotten.
 Not here: calling (annotation_workers/model_client.py); keys: an endpoint names the environment variable that holds one.
@@ -32,8 +32,24 @@ def http_url(value: str) -> None:
         raise ValidationError("Expected http://host:port/v1 or https://host/v1.")
 
 
+class Feature(models.TextChoices):
+    """What an endpoint may or may not be able to do. A connection test finds out, a person may know better."""
+
+    DATA_URI = "data_uri", _("Images as data URIs")
+    IMAGE_URL = "image_url", _("Images by address")
+    JSON_SCHEMA = "json_schema", _("Answers in a JSON schema")
+    LOGPROBS = "logprobs", _("Log-probabilities")
+    CHOICES = "choices", _("Several completions of one request (n)")
+
+
 class Endpoint(models.Model):
     """An OpenAI-compatible server and one model on it."""
+
+    class ImagesAs(models.TextChoices):
+        """How images reach the model: inside the request, or fetched from PUBLIC_URL by a signed address."""
+
+        DATA_URI = "data_uri", _("inside the request (data URIs)")
+        URL = "url", _("by a signed address that expires")
 
     name = models.SlugField(max_length=60, unique=True)
     base_url = models.CharField(max_length=500, validators=[http_url], help_text="Up to and including /v1.")
@@ -58,24 +74,64 @@ class Endpoint(models.Model):
         validators=[MinValueValidator(0)],
         help_text=_("USD per million tokens."),
     )
+    cached_input_price = models.DecimalField(
+        max_digits=12,
+        decimal_places=6,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0)],
+        help_text=_("USD per million tokens that the endpoint had in its cache. Empty: as other input."),
+    )
     concurrency = models.PositiveSmallIntegerField(default=8, validators=[MinValueValidator(1)])
+    requests_per_minute = models.PositiveIntegerField(default=0, help_text=_("For all workers together. 0: no limit."))
+    tokens_per_minute = models.PositiveIntegerField(
+        default=0, help_text=_("Input and output, for all workers together. 0: no limit.")
+    )
     timeout_seconds = models.PositiveIntegerField(default=120, validators=[MinValueValidator(1)])
     image_side = models.PositiveIntegerField(
         default=1024, help_text=_("Images are sent at most this many pixels long.")
     )
+    images_as = models.CharField(max_length=8, choices=ImagesAs, default=ImagesAs.DATA_URI)
     caveat = models.CharField(max_length=300, blank=True, help_text=_("Shown wherever its answers are."))
+    found = models.JSONField(default=dict, blank=True, help_text="Feature to yes or no, as the last test found it.")
+    overrides = models.JSONField(default=dict, blank=True, help_text="Feature to yes or no, as somebody said it is.")
     created_at = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:
         return self.name
+
+    def can(self, feature: Feature) -> bool:
+        """What somebody said, else what the last test found; untested, an endpoint reads data URIs and no more."""
+        known: dict[str, bool] = {Feature.DATA_URI.value: True} | self.found | self.overrides
+        return known.get(feature.value, False)
+
+
+class Pace(models.Model):
+    """How fast an endpoint is being called just now, by all workers together: one row, locked while calls are granted.
+
+    Empty moments are long ago, an empty `at_once` is the endpoint's concurrency.
+    """
+
+    endpoint = models.OneToOneField(Endpoint, primary_key=True, on_delete=models.CASCADE, related_name="pace")
+    requests_free_at = models.DateTimeField(null=True, help_text="When the requests of so far are worked off.")
+    tokens_free_at = models.DateTimeField(null=True, help_text="When the tokens of so far are worked off.")
+    at_once = models.FloatField(null=True, help_text="Calls at once that it has proved to bear: grows, and is halved.")
+    resting_until = models.DateTimeField(null=True, help_text="It asked for fewer calls: none begins before.")
+    slowed_at = models.DateTimeField(null=True, help_text="When it last did. A call sent before then says nothing new.")
+    busy_rounds = models.PositiveIntegerField(default=0, help_text="How often in a row, with no answer in between.")
+
+    def __str__(self) -> str:
+        return f"pace of {self.endpoint}"
 
 
 class Run(models.Model):
     """A batch of model annotation: one endpoint, one prompt version, one approach, a budget, a fixed set of tasks."""
 
     class State(models.TextChoices):
-        """PAUSED can go on; the last three are final. FAILED stopped for a reason no retry mends."""
+        """PREPARING: its tasks are being written down. PAUSED can go on; the last three are final. FAILED stopped for
+        a reason no retry mends."""
 
+        PREPARING = "preparing"
         WAITING = "waiting"
         RUNNING = "running"
         PAUSED = "paused"
@@ -83,8 +139,8 @@ class Run(models.Model):
         CANCELLED = "cancelled"
         FAILED = "failed"
 
-    GOING = (State.WAITING, State.RUNNING)
-    LIVE = (State.WAITING, State.RUNNING, State.PAUSED)
+    GOING = (State.PREPARING, State.WAITING, State.RUNNING)
+    LIVE = (*GOING, State.PAUSED)
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="runs")
     endpoint = models.ForeignKey(Endpoint, on_delete=models.PROTECT, related_name="runs")
@@ -93,9 +149,22 @@ class Run(models.Model):
     temperature = models.FloatField(default=0.0)
     max_tokens = models.PositiveIntegerField(default=512)
     max_attempts = models.PositiveSmallIntegerField(default=3, help_text="Calls per task before it is given up.")
+    samples = models.PositiveSmallIntegerField(
+        default=1, help_text="Completions per task: from two on, the answer most of them give is taken."
+    )
+    permute = models.BooleanField(default=False, help_text="Every sample shows the candidates in another order.")
+    logprobs = models.BooleanField(
+        default=False, help_text="Confidence from the probabilities of the answer's tokens, which responses then hold."
+    )
+    json_answers = models.BooleanField(default=False, help_text="Completions are asked for in a JSON schema.")
     budget_usd = models.DecimalField(max_digits=12, decimal_places=6, null=True, blank=True)
-    state = models.CharField(max_length=9, choices=State, default=State.WAITING)
+    budget_calls = models.PositiveIntegerField(null=True, blank=True)
+    wanted = models.JSONField(default=dict, help_text="Which tasks were asked for; the preparation reads it.")
+    prepared_at = models.DateTimeField(null=True, help_text="When the last of its tasks was written down.")
+    state = models.CharField(max_length=9, choices=State, default=State.PREPARING)
     error = models.CharField(max_length=500, blank=True)
+    going_since = models.DateTimeField(null=True, help_text="Since when workers are on it; empty while none may be.")
+    went_seconds = models.FloatField(default=0.0, help_text="How long they were on it before that.")
     person = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
     finished_at = models.DateTimeField(null=True)
@@ -118,8 +187,11 @@ class RunChunk(models.Model):
     accepted = models.PositiveIntegerField(default=0)
     rejected = models.PositiveIntegerField(default=0, help_text="Given up: every attempt was refused.")
     failed = models.PositiveIntegerField(default=0, help_text="Given up: no attempt was answered.")
+    refusals = models.JSONField(default=dict, help_text="Attempts that were refused or failed, by reason.")
     calls = models.PositiveIntegerField(default=0)
+    on_their_way = models.PositiveIntegerField(default=0, help_text="Of the calls, those not answered yet.")
     input_tokens = models.PositiveBigIntegerField(default=0)
+    cached_tokens = models.PositiveBigIntegerField(default=0, help_text="Of the input tokens.")
     output_tokens = models.PositiveBigIntegerField(default=0)
     cost_usd = models.DecimalField(max_digits=14, decimal_places=8, default=0)
     reserved_usd = models.DecimalField(
@@ -196,12 +268,16 @@ class Attempt(models.Model):
         "self", null=True, on_delete=models.CASCADE, related_name="resolved_by",
         help_text="Blind re-solve: the attempt whose reasoning this call was shown, without its answer.",
     )  # fmt: skip
+    shown = models.CharField(
+        max_length=8, blank=True, help_text="The candidates in the order in which it showed them; empty: by letter."
+    )
     request_id = models.UUIDField(unique=True, help_text="Sent along as X-Request-ID, so that a charge can be matched.")
     outcome = models.CharField(max_length=8, choices=Outcome, default=Outcome.SENT)
     reason = models.CharField(max_length=60, blank=True, help_text="Of a rejection or error, in a countable word.")
     detail = models.CharField(max_length=500, blank=True)
     http_status = models.PositiveSmallIntegerField(null=True)
     input_tokens = models.PositiveIntegerField(default=0)
+    cached_tokens = models.PositiveIntegerField(default=0, help_text="Of the input tokens.")
     output_tokens = models.PositiveIntegerField(default=0)
     cost_usd = models.DecimalField(max_digits=14, decimal_places=8, default=0)
     latency_ms = models.PositiveIntegerField(null=True)

@@ -1,6 +1,6 @@
 """Which tasks a run works on, per approach, and which answer an answer-driven run explains.
 
-Not here: making the run (services.py).
+Not here: making the run (services.py), writing its tasks down (preparation.py).
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from annotation_server.annotations.models import Annotation, Approach
 from annotation_server.projects.models import Project
-from annotation_server.runs.models import Endpoint
+from annotation_server.runs.models import Endpoint, Run
 from annotation_server.tasks.models import Task
 from trainer.contract.answers import Answer
 
@@ -37,6 +38,21 @@ class Wanted:
     limit: int | None = None
 
 
+def as_stored(wanted: Wanted) -> dict[str, Any]:
+    """The part of a wish that a run's own columns do not say, as JSON."""
+    return {
+        "dimensions": list(wanted.dimensions),
+        "task_ids": None if wanted.task_ids is None else list(wanted.task_ids),
+        "resolved_too": wanted.resolved_too,
+        "limit": wanted.limit,
+    }
+
+
+def wanted_by(run: Run) -> Wanted:
+    """The wish that a run was started with."""
+    return Wanted(project=run.project, endpoint=run.endpoint, approach=Approach(run.approach), **run.wanted)
+
+
 @dataclass(frozen=True, slots=True)
 class Selected:
     """A task of a run to be, with the answer to explain where there is one."""
@@ -46,9 +62,10 @@ class Selected:
     given_from_id: int | None = None
 
 
-def select_tasks(wanted: Wanted) -> QuerySet[Task]:
-    """The tasks in order of id, already annotated ones of this endpoint left out."""
-    tasks = Task.objects.filter(project=wanted.project)
+def select_tasks(wanted: Wanted, *, after: int = 0, but: int = 0) -> QuerySet[Task]:
+    """The tasks in order of id, already annotated ones of this endpoint left out. To go on with a selection: those
+    `after` a task, of which `but` were taken before."""
+    tasks = Task.objects.filter(project=wanted.project, pk__gt=after)
     if wanted.dimensions:
         tasks = tasks.filter(dimension__in=wanted.dimensions)
     if wanted.task_ids is not None:
@@ -62,7 +79,7 @@ def select_tasks(wanted: Wanted) -> QuerySet[Task]:
     elif not wanted.resolved_too:
         tasks = tasks.exclude(state=Task.State.RESOLVED)
     tasks = tasks.order_by("pk")
-    return tasks if wanted.limit is None else tasks[: wanted.limit]
+    return tasks if wanted.limit is None else tasks[: max(0, wanted.limit - but)]
 
 
 def _answer_without_rationale() -> Q:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from decimal import Decimal
 
-from django.db.models import Avg, Count, Max, Min, Prefetch, QuerySet, Sum
+from django.db.models import Max, Min, Prefetch, QuerySet, Sum
 from django.utils import timezone
 from django.utils.functional import Promise
 
 from annotation_server.annotations.models import Approach
 from annotation_server.jobs.models import Job, JobKind
-from annotation_server.runs.costs import most_a_call_costs
+from annotation_server.runs.costs import cost_of, input_tokens_of
 from annotation_server.runs.models import Attempt, Run, RunChunk, RunTask
 from annotation_server.runs.selection import Wanted, select_tasks
 from annotation_server.runs.wording import CHECK_LABELS
-from annotation_server.samples.models import Candidate
+from annotation_server.samples.models import Candidate, Image
+from annotation_server.tasks.models import Task
 from trainer.contract.feedback import Objection
 
 _REFUSED = (Attempt.Outcome.REJECTED, Attempt.Outcome.ERROR, Attempt.Outcome.UNKNOWN)
@@ -32,10 +35,12 @@ class RunProgress:
     failed: int
     calls: int
     input_tokens: int
+    cached_tokens: int
+    """Of the input tokens."""
     output_tokens: int
     cost_usd: Decimal
     tasks_per_second: float
-    """Since the run began; 0 before its first task is settled."""
+    """While workers were on it; 0 before its first task is settled."""
 
     @property
     def settled(self) -> int:
@@ -47,29 +52,66 @@ class RunProgress:
         """Of its tasks, how many are settled: 0 to 1."""
         return self.settled / self.tasks if self.tasks else 0.0
 
+    @property
+    def seconds_left(self) -> float | None:
+        """At this rate; None while there is none."""
+        return (self.tasks - self.settled) / self.tasks_per_second if self.tasks_per_second else None
+
+    @property
+    def left(self) -> str:
+        """The same for people, in hours, minutes and seconds; empty where it is not known, or there is nothing left."""
+        return str(timedelta(seconds=round(self.seconds_left))) if self.seconds_left else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run would work on, and what it would cost at most if every task took one call."""
+    """What a run would work on, and what it would cost at most if every sample of a task took one call."""
 
     tasks: int
+    input_tokens: int
     cost_usd: Decimal
 
 
-def estimate(wanted: Wanted, max_tokens: int = 512) -> Estimate:
-    """Tasks and cost of a run that has not been started."""
-    found = select_tasks(wanted).aggregate(tasks=Count("pk"), candidates=Avg("candidate_count"))
-    candidates = round(found["candidates"] or 0)
-    return Estimate(found["tasks"], found["tasks"] * most_a_call_costs(wanted.endpoint, candidates, max_tokens))
+_LOOKED_AT = 100
+"""Tasks from either end of a selection whose images are measured for an estimate: others will be like them."""
+
+
+def estimate(wanted: Wanted, max_tokens: int = 512, samples: int = 1) -> Estimate:
+    """Tasks and cost of a run that has not been started: real sizes of images, replies of full length."""
+    tasks = select_tasks(wanted).count()
+    looked_at = _some_tasks(wanted)
+    if not looked_at:
+        return Estimate(0, 0, Decimal(0))
+    each = [input_tokens_of(wanted.endpoint, images_of(task)) for task in looked_at]
+    input_tokens = sum(each) * tasks * samples // len(each)
+    return Estimate(tasks, input_tokens, cost_of(wanted.endpoint, input_tokens, tasks * samples * max_tokens))
+
+
+def _some_tasks(wanted: Wanted) -> list[Task]:
+    first = list(select_tasks(replace(wanted, limit=min(wanted.limit or _LOOKED_AT, _LOOKED_AT))).values_list("pk"))
+    last: list[tuple[int]] = []
+    if wanted.limit is None:
+        last = list(select_tasks(wanted).order_by("-pk").values_list("pk")[:_LOOKED_AT])
+    tasks = Task.objects.filter(pk__in={pk for (pk,) in first + last})
+    return list(tasks.select_related("sample__original").prefetch_related(_CANDIDATES_WITH_IMAGES))
+
+
+_CANDIDATES_WITH_IMAGES = Prefetch("sample__candidates", Candidate.objects.select_related("image"))
+
+
+def images_of(task: Task) -> list[Image]:
+    """A task's images as a prompt shows them: the original, then the candidates by letter."""
+    return [task.sample.original, *(candidate.image for candidate in task.sample.candidates.all())]
 
 
 def run_progress(run: Run) -> RunProgress:
     """Sums over the run's chunks: as many rows as there are chunks, however many tasks and calls there are."""
-    names = ("tasks", "accepted", "rejected", "failed", "calls", "input_tokens", "output_tokens")
+    names = ("tasks", "accepted", "rejected", "failed", "calls", "input_tokens", "cached_tokens", "output_tokens")
     sums = RunChunk.objects.filter(run=run).aggregate(*map(Sum, names), spent=Sum("cost_usd"))
     counts: dict[str, int] = {name: sums[f"{name}__sum"] or 0 for name in names}
     settled = counts["accepted"] + counts["rejected"] + counts["failed"]
-    seconds = ((run.finished_at or timezone.now()) - run.created_at).total_seconds()
+    going = (timezone.now() - run.going_since).total_seconds() if run.going_since else 0.0
+    seconds = run.went_seconds + going
     return RunProgress(
         tasks=counts["tasks"],
         accepted=counts["accepted"],
@@ -77,6 +119,7 @@ def run_progress(run: Run) -> RunProgress:
         failed=counts["failed"],
         calls=counts["calls"],
         input_tokens=counts["input_tokens"],
+        cached_tokens=counts["cached_tokens"],
         output_tokens=counts["output_tokens"],
         cost_usd=sums["spent"] or Decimal(0),
         tasks_per_second=settled / seconds if seconds > 0 else 0.0,
@@ -101,14 +144,11 @@ def said_in_run(run: Run) -> SaidInRun | None:
 
 
 def refusals(run: Run) -> dict[str, int]:
-    """How many attempts were refused or failed, by reason, the most frequent first."""
-    counted = (
-        Attempt.objects.filter(run_task__run=run, outcome__in=_REFUSED)
-        .values_list("reason")
-        .annotate(times=Count("pk"))
-        .order_by("-times", "reason")
-    )
-    return dict(counted)
+    """How many attempts were refused or failed, by reason, the most frequent first: sums kept per chunk."""
+    counted: Counter[str] = Counter()
+    for of_chunk in RunChunk.objects.filter(run=run).exclude(refusals={}).values_list("refusals", flat=True):
+        counted.update(of_chunk)
+    return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
 
 
 _OF_ANSWER_DRIVEN_ALONE = {

@@ -2,15 +2,17 @@
 
 A run is worked chunk by chunk: a few of its chunks have a job at any time, so that a run of half a million tasks does
 not stand before everybody else's work; the end of one job makes the next (on_job_settled).
-Not here: what a call writes (ledger.py), which tasks (selection.py), calling (annotation_workers/annotate.py).
+Not here: what a call writes (ledger.py), which tasks (selection.py), writing them down (preparation.py), calling
+(annotation_workers/annotate.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from decimal import Decimal
-from itertools import islice
+from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import F
@@ -21,14 +23,12 @@ from annotation_server.annotations.models import Approach
 from annotation_server.annotations.services import model_annotator
 from annotation_server.jobs import services as jobs_services
 from annotation_server.jobs.models import Job, JobKind
-from annotation_server.runs.models import Endpoint, EndpointTest, Run, RunChunk, RunTask
-from annotation_server.runs.selection import Selected, Wanted, select_tasks, with_given_answers
+from annotation_server.runs.models import Endpoint, EndpointTest, Feature, Run, RunChunk
+from annotation_server.runs.selection import Wanted, as_stored, select_tasks
 from trainer.contract.prompts import PROMPT_VERSIONS, PromptKind
 
-CHUNK_TASKS = 200
 CHUNKS_AT_ONCE = 4
-_CHUNKS_PER_TRANSACTION = 10
-"""A start of half a million tasks must not lock everybody else out of the database while it is written."""
+MOST_SAMPLES = 15
 
 PROMPT_OF: dict[str, PromptKind] = {
     Approach.AUTOMATED: PromptKind.ASK,
@@ -52,9 +52,13 @@ def create_endpoint(
     api_key_env: str = "",
     input_price: Decimal = Decimal(0),
     output_price: Decimal = Decimal(0),
+    cached_input_price: Decimal | None = None,
     concurrency: int = 8,
+    requests_per_minute: int = 0,
+    tokens_per_minute: int = 0,
     timeout_seconds: int = 120,
     image_side: int = 1024,
+    images_as: str = Endpoint.ImagesAs.DATA_URI,
     caveat: str = "",
 ) -> Endpoint:
     """A new endpoint, and the annotator that answers behind it. Nothing is called: start_endpoint_test does."""
@@ -65,20 +69,64 @@ def create_endpoint(
         api_key_env=api_key_env,
         input_price=input_price,
         output_price=output_price,
+        cached_input_price=cached_input_price,
         concurrency=concurrency,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
         timeout_seconds=timeout_seconds,
         image_side=image_side,
+        images_as=images_as,
         caveat=caveat,
     )
-    try:
-        endpoint.full_clean(exclude={"annotator"})
-    except ValidationError as error:
-        field, lines = next(iter(error.message_dict.items()))
-        raise EndpointRefused(f"{field}: {lines[0]}") from None
+    _check_endpoint(endpoint)
     with transaction.atomic():
         endpoint.annotator = model_annotator(name)
         endpoint.save()
     return endpoint
+
+
+CHANGEABLE = (
+    "input_price",
+    "output_price",
+    "cached_input_price",
+    "concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "timeout_seconds",
+    "image_side",
+    "images_as",
+    "caveat",
+    "overrides",
+)
+"""Of an endpoint. Its name, address, model and key stay: what was said and paid would otherwise be another's."""
+
+
+def change_endpoint(endpoint: Endpoint, fields: Mapping[str, Any]) -> None:
+    """Other prices, limits or abilities. Runs that go take limits at once, and prices with their next job."""
+    for name, value in fields.items():
+        if name not in CHANGEABLE:
+            raise EndpointRefused(f"{name}: cannot be changed; expected one of {', '.join(CHANGEABLE)}")
+        setattr(endpoint, name, value)
+    _check_endpoint(endpoint)
+    endpoint.save(update_fields=[*fields])
+
+
+def _check_endpoint(endpoint: Endpoint) -> None:
+    for feature, said in endpoint.overrides.items():
+        if feature not in Feature.values or not isinstance(said, bool):
+            raise EndpointRefused(
+                f"overrides: {feature!r}: expected one of {', '.join(Feature.values)}, with yes or no"
+            )
+    try:
+        endpoint.full_clean(exclude={"annotator", "found", "overrides"})
+    except ValidationError as error:
+        field, lines = next(iter(error.message_dict.items()))
+        raise EndpointRefused(f"{field}: {lines[0]}") from None
+    if endpoint.images_as == Endpoint.ImagesAs.URL and not settings.PUBLIC_URL:
+        raise EndpointRefused(
+            "images_as: images go by address only where the setting PUBLIC_URL says under which address this server "
+            "can be reached"
+        )
 
 
 def start_endpoint_test(endpoint: Endpoint) -> EndpointTest:
@@ -89,9 +137,15 @@ def start_endpoint_test(endpoint: Endpoint) -> EndpointTest:
     return test
 
 
-def record_endpoint_test(test_id: int, *, ok: bool, report: dict[str, object]) -> None:
-    """What the endpoint answered."""
-    EndpointTest.objects.filter(pk=test_id).update(ok=ok, report=report)
+def record_endpoint_test(
+    test_id: int, *, ok: bool, report: dict[str, object], found: Mapping[str, bool] | None = None
+) -> None:
+    """What the endpoint answered, and what that shows of its features; what it does not show stays as it was."""
+    with transaction.atomic():
+        EndpointTest.objects.filter(pk=test_id).update(ok=ok, report=report)
+        if found:
+            endpoint = Endpoint.objects.select_for_update().get(tests=test_id)
+            Endpoint.objects.filter(pk=endpoint.pk).update(found=endpoint.found | dict(found))
 
 
 def start_run(
@@ -99,33 +153,74 @@ def start_run(
     *,
     person: Person | None = None,
     budget_usd: Decimal | None = None,
+    budget_calls: int | None = None,
     temperature: float = 0.0,
     max_tokens: int = 512,
     max_attempts: int = 3,
+    samples: int = 1,
+    permute: bool = False,
+    logprobs: bool = False,
+    json_answers: bool = False,
 ) -> Run:
-    """Choose the tasks, write the run down and wake the workers. RunRefused when there is nothing to do."""
+    """Write down what is wanted; a job then writes down its tasks. RunRefused when there are none."""
     if wanted.approach not in PROMPT_OF:
         raise RunRefused(f"a run is automated or answer_driven, not {wanted.approach}")
     if budget_usd is not None and budget_usd <= 0:
         raise RunRefused(f"a budget is more than 0 USD, got {budget_usd}")
-    tasks = select_tasks(wanted)
-    if not tasks.exists():
+    if budget_calls is not None and budget_calls < 1:
+        raise RunRefused(f"a budget is at least 1 call, got {budget_calls}")
+    if json_answers:
+        _check_feature(wanted, Feature.JSON_SCHEMA)
+    if logprobs:
+        _check_feature(wanted, Feature.LOGPROBS)
+    _check_samples(wanted, samples, temperature, permute=permute, logprobs=logprobs)
+    if not select_tasks(wanted).exists():
         raise RunRefused(_nothing_to_do(wanted))
-    run = Run.objects.create(
-        project=wanted.project,
-        endpoint=wanted.endpoint,
-        approach=wanted.approach,
-        prompt_version=PROMPT_VERSIONS[PROMPT_OF[wanted.approach]],
-        temperature=temperature,
-        max_tokens=max_tokens,
-        max_attempts=max_attempts,
-        budget_usd=budget_usd,
-        person=person,
-    )
-    _write_chunks(run, with_given_answers(wanted, tasks))
-    dispatch(run.pk)
-    run.refresh_from_db()
+    with transaction.atomic():
+        run = Run.objects.create(
+            project=wanted.project,
+            endpoint=wanted.endpoint,
+            approach=wanted.approach,
+            prompt_version=PROMPT_VERSIONS[PROMPT_OF[wanted.approach]],
+            temperature=temperature,
+            max_tokens=max_tokens,
+            max_attempts=max_attempts,
+            samples=samples,
+            permute=permute,
+            logprobs=logprobs,
+            json_answers=json_answers,
+            budget_usd=budget_usd,
+            budget_calls=budget_calls,
+            wanted=as_stored(wanted),
+            person=person,
+        )
+        jobs_services.enqueue(JobKind.PREPARE_RUN, run.pk)
     return run
+
+
+def _check_feature(wanted: Wanted, feature: Feature) -> None:
+    if wanted.approach != Approach.AUTOMATED:
+        raise RunRefused(f"{feature.value}: for automated runs only")
+    if not wanted.endpoint.can(feature):
+        raise RunRefused(
+            f"{feature.value}: {wanted.endpoint} is not known to have that feature: test its connection, or say on "
+            "its page that it does"
+        )
+
+
+def _check_samples(wanted: Wanted, samples: int, temperature: float, *, permute: bool, logprobs: bool) -> None:
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise RunRefused(f"samples per task: expected 1 to {MOST_SAMPLES}, got {samples}")
+    if permute and samples == 1:
+        raise RunRefused("candidates change their order between samples: expected two samples per task or more")
+    if samples == 1:
+        return
+    if wanted.approach != Approach.AUTOMATED:
+        raise RunRefused("several samples per task are for automated runs: the answers vote")
+    if temperature == 0 and not permute:
+        raise RunRefused("at temperature 0 all samples are the same: set one above 0, such as 0.7")
+    if logprobs:
+        raise RunRefused("confidence comes from the samples' votes or from log-probabilities: choose one")
 
 
 def _nothing_to_do(wanted: Wanted) -> str:
@@ -137,30 +232,11 @@ def _nothing_to_do(wanted: Wanted) -> str:
     return f"nothing to annotate in {wanted.project.slug}: {wanted.endpoint} has answered every open task already"
 
 
-def _write_chunks(run: Run, selected: Iterable[Selected]) -> None:
-    rows = iter(selected)
-    ordinal = 0
-    while batch := list(islice(rows, CHUNK_TASKS * _CHUNKS_PER_TRANSACTION)):
-        parts = [batch[at : at + CHUNK_TASKS] for at in range(0, len(batch), CHUNK_TASKS)]
-        with transaction.atomic():
-            chunks = RunChunk.objects.bulk_create(
-                [RunChunk(run=run, ordinal=ordinal + place, tasks=len(part)) for place, part in enumerate(parts)]
-            )
-            RunTask.objects.bulk_create(
-                [
-                    RunTask(  # type: ignore[misc]  # the plugin does not see that given_answer may be null
-                        run=run,
-                        chunk=chunk,
-                        task_id=row.task_id,
-                        given_answer=row.given_answer,
-                        given_from_id=row.given_from_id,
-                    )
-                    for chunk, part in zip(chunks, parts, strict=True)
-                    for row in part
-                ],
-                batch_size=500,
-            )
-        ordinal += len(parts)
+def prepared(run_id: int) -> None:
+    """The last of its tasks is written down: a run that goes gets its first jobs. Call it in a transaction."""
+    Run.objects.filter(pk=run_id, prepared_at=None).update(prepared_at=timezone.now())
+    _move(run_id, (Run.State.PREPARING,), Run.State.WAITING)
+    dispatch(run_id)
 
 
 def dispatch(run_id: int) -> None:
@@ -168,59 +244,76 @@ def dispatch(run_id: int) -> None:
     with transaction.atomic():
         # Of two jobs that end together, the second must see what the first wrote.
         run = Run.objects.select_for_update().get(pk=run_id)
-        if run.state not in Run.GOING:
+        if run.state not in (Run.State.WAITING, Run.State.RUNNING):
             return
         unfinished = RunChunk.objects.filter(run=run, tasks__gt=F("accepted") + F("rejected") + F("failed"))
         next_chunks = list(unfinished.order_by("ordinal")[:CHUNKS_AT_ONCE])
         if not next_chunks:
-            Run.objects.filter(pk=run_id, state__in=Run.GOING).update(state=Run.State.DONE, finished_at=timezone.now())
+            _move(run_id, Run.GOING, Run.State.DONE)
         for chunk in next_chunks:
             jobs_services.enqueue(JobKind.ANNOTATE_CHUNK, chunk.pk)
 
 
 def begin(run_id: int) -> bool:
     """A worker has come to the run; False when the run is paused or has ended, so that there is nothing to do."""
-    Run.objects.filter(pk=run_id, state=Run.State.WAITING).update(state=Run.State.RUNNING)
+    _move(run_id, (Run.State.WAITING,), Run.State.RUNNING)
     return Run.objects.filter(pk=run_id, state=Run.State.RUNNING).exists()
 
 
 def pause(run: Run, *, reason: str = "") -> bool:
     """Make no further call; calls on their way are still recorded. False when the run was not going."""
-    return bool(Run.objects.filter(pk=run.pk, state__in=Run.GOING).update(state=Run.State.PAUSED, error=reason[:500]))
+    return _move(run.pk, Run.GOING, Run.State.PAUSED, error=reason[:500])
 
 
-def resume(run: Run, *, budget_usd: Decimal | None = None) -> bool:
-    """Go on with a paused run, with another budget if one is given. False when it was not paused."""
-    budget = {} if budget_usd is None else {"budget_usd": budget_usd}
+def resume(run: Run, *, budget_usd: Decimal | None = None, budget_calls: int | None = None) -> bool:
+    """Go on with a paused run, with other budgets if they are given. False when it was not paused."""
+    budgets = {"budget_usd": budget_usd, "budget_calls": budget_calls}
+    given = {name: budget for name, budget in budgets.items() if budget is not None}
     with transaction.atomic():
-        won = Run.objects.filter(pk=run.pk, state=Run.State.PAUSED).update(state=Run.State.RUNNING, error="", **budget)
-        if won:
+        # Locked: its tasks may be written down to the last at this very moment (prepared).
+        was_prepared = Run.objects.select_for_update().get(pk=run.pk).prepared_at is not None
+        state = Run.State.RUNNING if was_prepared else Run.State.PREPARING
+        won = _move(run.pk, (Run.State.PAUSED,), state, error="", **given)
+        if won and was_prepared:
             dispatch(run.pk)
-    return bool(won)
+        elif won:
+            jobs_services.enqueue(JobKind.PREPARE_RUN, run.pk)
+    return won
 
 
 def cancel(run: Run) -> bool:
     """End a run for good; what was accepted stays. False when it had ended already."""
-    return _end(run.pk, Run.State.CANCELLED)
+    return _move(run.pk, Run.LIVE, Run.State.CANCELLED)
 
 
 def fail(run: Run, error: str) -> bool:
     """End a run for a reason that no retry mends."""
-    return _end(run.pk, Run.State.FAILED, error)
+    return _move(run.pk, Run.LIVE, Run.State.FAILED, error=error[:500])
 
 
-def _end(run_id: int, state: Run.State, error: str = "") -> bool:
-    return bool(
-        Run.objects.filter(pk=run_id, state__in=Run.LIVE).update(
-            state=state, error=error[:500], finished_at=timezone.now()
-        )
-    )
+def _move(run_id: int, before: Collection[str], after: Run.State, **fields: object) -> bool:
+    """The one place that changes a run's state, and keeps how long it has been going. False where it is in no state
+    of `before`."""
+    with transaction.atomic():
+        run = Run.objects.select_for_update().filter(pk=run_id, state__in=before).first()
+        if run is None:
+            return False
+        now = timezone.now()
+        if run.going_since is not None:
+            fields["went_seconds"] = run.went_seconds + (now - run.going_since).total_seconds()
+        fields["going_since"] = now if after == Run.State.RUNNING else None
+        if after not in Run.LIVE:
+            fields["finished_at"] = now
+        Run.objects.filter(pk=run_id).update(state=after, **fields)
+    return True
 
 
 def on_job_settled(sender: type[Job], job: Job, **kwargs: object) -> None:
     """Receives jobs.services.job_settled, in its transaction: the run goes on with its next chunk, or ends."""
     if job.kind == JobKind.TEST_ENDPOINT and job.state == Job.State.FAILED:
         record_endpoint_test(job.object_id, ok=False, report={"detail": job.error})
+    if job.kind == JobKind.PREPARE_RUN and job.state == Job.State.FAILED:
+        _move(job.object_id, Run.LIVE, Run.State.FAILED, error=job.error[:500])
     if job.kind != JobKind.ANNOTATE_CHUNK:
         return
     chunk = RunChunk.objects.select_related("run").filter(pk=job.object_id).first()

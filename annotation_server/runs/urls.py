@@ -8,6 +8,7 @@ app_name = "runs"
 urlpatterns = [
     path("endpoints", views.endpoints, name="endpoints"),
     path("endpoints/<slug:name>", views.endpoint, name="endpoint"),
+    path("endpoints/<slug:name>/change", views.change_endpoint, name="change_endpoint"),
     path("endpoint-tests/<int:test_id>", views.endpoint_test, name="endpoint_test"),
     path("projects/<slug:slug>/runs", views.run_list, name="list"),
     path("projects/<slug:slug>/runs/start", views.start, name="start"),

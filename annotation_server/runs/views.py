@@ -12,6 +12,7 @@ from django.contrib.auth.decorators import login_required
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
@@ -22,8 +23,9 @@ from annotation_server.jobs.models import JobKind
 from annotation_server.jobs.selectors import latest_job
 from annotation_server.projects.access import Access, Capability, access_to, may_name_keys, may_use_endpoints
 from annotation_server.runs import services
-from annotation_server.runs.forms import EndpointForm, RunForm
-from annotation_server.runs.models import Endpoint, EndpointTest, Run
+from annotation_server.runs.forms import EndpointChangeForm, EndpointForm, RunForm
+from annotation_server.runs.models import Endpoint, EndpointTest, Feature, Run
+from annotation_server.runs.pacing import calls_at_once, pace_of
 from annotation_server.runs.selectors import (
     check_counts,
     estimate,
@@ -57,14 +59,48 @@ def endpoints(request: AuthenticatedRequest) -> HttpResponse:
 @login_required
 @require_http_methods(["GET", "POST"])
 def endpoint(request: AuthenticatedRequest, name: str) -> HttpResponse:
-    """An endpoint and its last test; posting asks for another one."""
+    """An endpoint, how fast it is called, and its last test; posting asks for another one."""
     _require_endpoints(request)
     found = get_object_or_404(Endpoint, name=name)
     if request.method == "POST":
         services.start_endpoint_test(found)
         return redirect("runs:endpoint", name)
+    return _endpoint_page(request, found, EndpointChangeForm(endpoint=found))
+
+
+@login_required
+@require_POST
+def change_endpoint(request: AuthenticatedRequest, name: str) -> HttpResponse:
+    """Other prices, limits or abilities."""
+    _require_endpoints(request)
+    found = get_object_or_404(Endpoint, name=name)
+    form = EndpointChangeForm(request.POST, endpoint=found)
+    if form.is_valid():
+        changes = form.changes()
+        try:
+            services.change_endpoint(found, changes)
+        except services.EndpointRefused as refused:
+            form.add_error(None, str(refused))
+        else:
+            audit(person=request.user, verb="endpoint.change", subject=found, fields=sorted(changes))
+            return redirect("runs:endpoint", name)
+    return _endpoint_page(request, get_object_or_404(Endpoint, name=name), form)
+
+
+def _endpoint_page(request: AuthenticatedRequest, found: Endpoint, form: EndpointChangeForm) -> HttpResponse:
     test = found.tests.order_by("-pk").first()
-    return render(request, "runs/endpoint.html", {"endpoint": found} | (_tested(test) if test else {}))
+    pace = pace_of(found)
+    resting = pace.resting_until if pace.resting_until and pace.resting_until > timezone.now() else None
+    context: dict[str, object] = {
+        "endpoint": found,
+        "form": form,
+        "pace": pace,
+        "resting": resting,
+        "at_once": calls_at_once(found, pace),
+        "features": [(feature.label, found.can(feature), feature in found.overrides) for feature in Feature],
+    }
+    context |= _tested(test) if test else {}
+    return render(request, "runs/endpoint.html", context, status=422 if form.errors else 200)
 
 
 @login_required
@@ -93,7 +129,7 @@ def start(request: AuthenticatedRequest, slug: str) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         if "estimate" in request.POST:
             context |= {
-                "estimate": estimate(form.wanted(), form.cleaned_data["max_tokens"]),
+                "estimate": estimate(form.wanted(), form.cleaned_data["max_tokens"], form.cleaned_data["samples"]),
                 "endpoint": form.cleaned_data["endpoint"],
             }
         else:
@@ -122,6 +158,7 @@ def run(request: AuthenticatedRequest, slug: str, run_id: int) -> HttpResponse:
         "refusals": other_refusals(counted),
         "refused": sum(counted.values()),
         "said": said_in_run(found),
+        "job": latest_job(JobKind.PREPARE_RUN, found.pk) if found.prepared_at is None else None,
     }
     return render(request, template, context)
 
@@ -164,7 +201,9 @@ def _require_endpoints(request: AuthenticatedRequest) -> None:
 
 
 def _tested(test: EndpointTest) -> dict[str, object]:
-    return {"test": test, "job": latest_job(JobKind.TEST_ENDPOINT, test.pk)}
+    said = {name: value for name, value in test.report.items() if name != "features"}
+    probes = [(Feature(name).label, probe) for name, probe in test.report.get("features", {}).items()]
+    return {"test": test, "said": said, "probes": probes, "job": latest_job(JobKind.TEST_ENDPOINT, test.pk)}
 
 
 def _run_in(access: Access, run_id: int) -> Run:

@@ -17,7 +17,11 @@ from annotation_server.samples.models import Image
 PREVIEW_SIDE = 1024
 """Pixels of the longer side of what the annotating page shows until somebody looks closer."""
 
+CONTENT_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+"""Of stored images, by their extension."""
+
 _QUALITY = 90
+_ORIENTATION = 0x0112
 
 
 def has_preview(image: Image) -> bool:
@@ -40,6 +44,21 @@ def rendition(image: Image, side: int) -> tuple[str, bytes]:
     content_type, extension, content = _scaled(image, side)
     storage.put(f"{name}.{extension}", content)
     return content_type, content
+
+
+def fitting(image: Image, side: int) -> tuple[str, bytes]:
+    """(content type, bytes) for whoever reads neither orientation nor more than `side` pixels, a model: the stored
+    bytes where they are upright and small enough, else a rendition.
+
+    Raises FileNotFoundError when the image's own bytes are gone.
+    """
+    if max(image.width, image.height) <= side:
+        with storage.open_stored(image.path) as stored:
+            content = stored.read()
+        with Pillow.open(io.BytesIO(content)) as picture:
+            if picture.getexif().get(_ORIENTATION, 1) == 1:
+                return CONTENT_TYPES[image.extension], content
+    return rendition(image, side)
 
 
 def _scaled(image: Image, side: int) -> tuple[str, str, bytes]:

@@ -1,4 +1,4 @@
-"""Stored images by content, for members only, and the imports page.
+"""Stored images by content, for members or by a signed address, and the imports page.
 
 Not here: reading sources (importers.py), the import itself (a job; annotations/imports.py).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from django.contrib.auth.decorators import login_required
-from django.http import FileResponse, Http404, HttpResponse, HttpResponseBase
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods
 
@@ -17,16 +17,15 @@ from annotation_server.accounts.services import audit
 from annotation_server.jobs.models import JobKind
 from annotation_server.jobs.selectors import latest_job
 from annotation_server.projects.access import Access, Capability, access_to
-from annotation_server.samples import storage
+from annotation_server.samples import signed_links, storage
 from annotation_server.samples.forms import ImportForm, incoming
 from annotation_server.samples.models import Image, ImportBatch
-from annotation_server.samples.renditions import PREVIEW_SIDE, rendition
+from annotation_server.samples.renditions import CONTENT_TYPES, PREVIEW_SIDE, fitting, rendition
 from annotation_server.samples.selectors import image_for, imports_of
 from annotation_server.samples.services import start_import
 
 AnyResponse = TypeVar("AnyResponse", bound=HttpResponseBase)
 
-CONTENT_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 IMAGE_POLICY = "default-src 'none'; sandbox"
 """An image opened by itself runs nothing and loads nothing, whatever its bytes say."""
 
@@ -61,6 +60,22 @@ def preview(request: AuthenticatedRequest, sha256: str) -> HttpResponse:
     except FileNotFoundError:
         raise Http404 from None
     return _as_image(HttpResponse(content, content_type=content_type))
+
+
+@require_GET
+def signed_image(request: HttpRequest, token: str) -> HttpResponse:
+    """For a model that fetches its images: whoever holds the address sees this one image, at this size, for a while."""
+    link = signed_links.read(token)
+    found = Image.objects.filter(sha256=link.sha256, withdrawn_at=None).first() if link else None
+    if link is None or found is None:
+        raise Http404
+    try:
+        content_type, content = fitting(found, link.side)
+    except FileNotFoundError:
+        raise Http404 from None
+    response = _as_image(HttpResponse(content, content_type=content_type))
+    response["Cache-Control"] = "private, no-store"  # the address expires, and with it the right to see the image
+    return response
 
 
 def _as_image(response: AnyResponse) -> AnyResponse:

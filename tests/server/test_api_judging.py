@@ -15,9 +15,10 @@ from annotation_server.datasets.models import DatasetVersion
 from annotation_server.datasets.services import freeze_version
 from annotation_server.jobs.models import Job
 from annotation_server.projects.models import Membership, Project
+from annotation_server.runs.models import Run
 from annotation_server.runs.services import create_endpoint
 from annotation_server.samples import storage
-from tests.server.factories import annotate, make_member, make_project, make_sample
+from tests.server.factories import annotate, make_member, make_project, make_sample, prepare
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -168,11 +169,15 @@ def test_a_run_is_estimated_started_and_changed(project: Project, manager: Clien
     make_sample(project)
     create_endpoint(name="local", base_url="http://127.0.0.1:9/v1", model="m", caveat="Drawn scenes only.")
     assert manager.estimate_run(SLUG, "local", "automated")["tasks"] == 1
-    run = manager.start_run(SLUG, "local", "automated", budget_usd=2)
-    assert (run["state"], run["caveat"], run["progress"]["tasks"]) == ("waiting", "Drawn scenes only.", 1)
+    run = manager.start_run(SLUG, "local", "automated", budget_usd=2, budget_calls=5)
+    assert (run["state"], run["caveat"], run["prepared_at"]) == ("preparing", "Drawn scenes only.", None)
+    prepare(Run.objects.get(pk=run["id"]))
+    run = manager.run(SLUG, run["id"])
+    assert (run["state"], run["progress"]["tasks"], run["budget_calls"]) == ("waiting", 1, 5)
     assert manager.pause_run(SLUG, run["id"])["state"] == "paused"
     assert manager.wait_for_run(SLUG, run["id"])["state"] == "paused"
-    assert manager.resume_run(SLUG, run["id"])["state"] == "running"
+    resumed = manager.resume_run(SLUG, run["id"], budget_calls=9)
+    assert (resumed["state"], resumed["budget_calls"], resumed["budget_usd"]) == ("running", 9, "2.000000")
     with pytest.raises(TookTooLong):
         manager.wait_for_run(SLUG, run["id"], timeout=0)
     assert manager.cancel_run(SLUG, run["id"])["state"] == "cancelled"
@@ -181,6 +186,31 @@ def test_a_run_is_estimated_started_and_changed(project: Project, manager: Clien
     assert refused.value.code == "run_moved_on"
     with pytest.raises(ApiRefused, match="endpoint: There is no endpoint 'none'"):
         manager.start_run(SLUG, "none", "automated")
+
+
+def test_an_endpoints_limits_and_abilities_are_changed_and_its_address_is_not(
+    project: Project, manager: Client
+) -> None:
+    endpoint = manager.create_endpoint("local", "http://127.0.0.1:9/v1", "m", requests_per_minute=60)
+    assert (endpoint["requests_per_minute"], endpoint["features"]["data_uri"]) == (60, True)
+    changed = manager.change_endpoint("local", requests_per_minute=0, overrides={"json_schema": True})
+    assert (changed["requests_per_minute"], changed["concurrency"]) == (0, 8)
+    assert (changed["features"]["json_schema"], changed["features"]["logprobs"]) == (True, False)
+    for fields, message in (
+        ({"base_url": "https://mine.example/v1"}, ""),
+        ({"overrides": {"telepathy": True}}, "data_uri"),
+        ({"concurrency": 0}, "greater than or equal to 1"),
+        ({"concurrency": None}, "cannot be null"),
+        ({"images_as": "url"}, "PUBLIC_URL"),
+        ({"input_price": -1}, "greater than or equal to 0"),
+    ):
+        if message:
+            with pytest.raises(ApiRefused, match=message):
+                manager.change_endpoint("local", **fields)
+        else:
+            manager.change_endpoint("local", **fields)
+    found = manager.endpoint("local")
+    assert (found["base_url"], found["concurrency"]) == ("http://127.0.0.1:9/v1", 8)
 
 
 def test_versions_are_frozen_and_exported_by_jobs(project: Project, manager: Client) -> None:

@@ -17,7 +17,7 @@ from annotation_server.runs import services as runs
 from annotation_server.runs.models import Endpoint, EndpointTest, Run
 from annotation_server.samples import storage
 from annotation_server.samples.models import Image, ImportBatch
-from tests.server.factories import annotate, make_member, make_person, make_project, make_sample
+from tests.server.factories import annotate, make_member, make_person, make_project, make_sample, prepare
 
 pytestmark = pytest.mark.django_db
 
@@ -105,6 +105,33 @@ def test_an_endpoint_is_made_and_tested_by_a_job(client: Client, project: Projec
     assert "hx-trigger" not in fragment
 
 
+def test_what_a_test_found_is_shown_and_somebody_may_know_better(
+    client: Client, project: Project, endpoint: Endpoint
+) -> None:
+    test = runs.start_endpoint_test(endpoint)
+    features = {"json_schema": {"works": False, "detail": "it ignored the schema"}}
+    runs.record_endpoint_test(test.pk, ok=True, report={"features": features}, found={"json_schema": False})
+    page = client.get("/endpoints/local").content.decode()
+    assert "it ignored the schema" in page
+    assert "Answers in a JSON schema: no" in page
+
+    fields = {"input_price": "0", "output_price": "2", "concurrency": "4", "timeout_seconds": "60", "image_side": "512"}
+    changed = client.post("/endpoints/local/change", fields | {"requests_per_minute": "90", "json_schema": "yes"})
+    assert changed.status_code == 302
+    endpoint.refresh_from_db()
+    assert (endpoint.requests_per_minute, endpoint.overrides) == (90, {"json_schema": True})
+    assert (endpoint.base_url, endpoint.model) == ("http://127.0.0.1:9/v1", "m")
+    page = client.get("/endpoints/local").content.decode()
+    assert "Answers in a JSON schema: yes" in page
+    assert "90 calls a minute" in page
+
+    wrong = client.post("/endpoints/local/change", fields | {"images_as": "url"})
+    assert wrong.status_code == 422
+    assert "PUBLIC_URL" in wrong.content.decode()
+    endpoint.refresh_from_db()
+    assert endpoint.images_as == "data_uri"
+
+
 def test_a_manager_cannot_have_the_servers_secrets_sent_anywhere(client: Client, project: Project) -> None:
     """An endpoint sends the environment variable it names to its own address."""
     fields = {"name": "mine", "base_url": "https://mine.example/v1", "model": "m", "api_key_env": "WINNOW_SECRET_KEY"}
@@ -131,7 +158,7 @@ def test_a_run_is_estimated_started_paused_resumed_and_cancelled(
     client: Client, project: Project, endpoint: Endpoint
 ) -> None:
     make_sample(project)
-    fields = RUN | {"endpoint": endpoint.pk, "budget_usd": "1.5"}
+    fields = RUN | {"endpoint": endpoint.pk, "budget_usd": "1.5", "budget_calls": "7"}
 
     estimated = client.post("/projects/bottles/runs/start", fields | {"estimate": "1"}).content.decode()
     assert "1 task," in estimated
@@ -143,7 +170,11 @@ def test_a_run_is_estimated_started_paused_resumed_and_cancelled(
     address = f"/projects/bottles/runs/{run.pk}"
     page = client.get(address).content.decode()
     assert "Knows drawn scenes only." in page
+    assert "1.5 USD, 7 calls" in page
     assert "hx-trigger" in page
+    assert "Prepare a run" in page
+    prepare(run)
+    assert "Prepare a run" not in client.get(address).content.decode()
 
     for verb, state in (("pause", "paused"), ("resume", "running"), ("cancel", "cancelled")):
         client.post(f"{address}/{verb}")

@@ -1,17 +1,24 @@
 """A model endpoint over real HTTP, in its own process, that misbehaves on demand and counts what it charges.
 
 `python fake_endpoint.py` prints its port. `POST /control` takes {"mode": …, "script": […], "delay": …}: the script's
-modes answer one request each, then the mode answers the rest. `GET /charges` says per X-Request-ID how often it was
-called and what was charged for it. Not here: any import of Winnow; this is the other side of the wire.
+modes answer one request each, then the mode answers the rest. `limit`: [calls, seconds] turns away what comes faster,
+within any window. `can`: the features it has; it ignores the others with a 200, or refuses them where `refuses` is
+true. `cached`: of its input tokens, how many come from a cache. `fetches`: it gets images by their address.
+`GET /charges` says per X-Request-ID how often it was called and what was charged for it, and when calls came.
+Not here: any import of Winnow; this is the other side of the wire.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import re
+import struct
 import threading
 import time
+import urllib.request
+import zlib
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -63,6 +70,8 @@ ERRORS = {
     "not_found": (404, "model_not_found", "there is no such model"),
     "context_length": (400, "context_length_exceeded", "maximum context length is 4096 tokens"),
     "bad_request": (400, "invalid_request", "unknown parameter"),
+    "unsupported": (400, "unsupported_parameter", "this is not supported"),
+    "filtered": (400, "content_filter", "the prompt was filtered"),
 }
 
 
@@ -81,6 +90,14 @@ class State:
         self.charges: dict[str, dict[str, int]] = {}
         self.now = 0
         self.most_at_once = 0
+        self.limit: list[float] | None = None
+        self.let_in: deque[float] = deque()
+        self.turned_away = 0
+        self.called_at: list[float] = []
+        self.can = ["data_uri", "image_url", "json_schema", "logprobs", "choices"]
+        self.refuses = False
+        self.fetches = False
+        self.cached = 0
         self.last_request: dict[str, Any] = {}
         self.last_answer = "A"
 
@@ -88,8 +105,23 @@ class State:
         with self.lock:
             return self.script.popleft() if self.script else self.mode
 
+    def lets_in(self) -> bool:
+        """A window that slides: the strictest way to count."""
+        with self.lock:
+            if self.limit is None:
+                return True
+            now = time.monotonic()
+            while self.let_in and self.let_in[0] <= now - self.limit[1]:
+                self.let_in.popleft()
+            if len(self.let_in) >= self.limit[0]:
+                self.turned_away += 1
+                return False
+            self.let_in.append(now)
+            return True
+
     def called(self, request_id: str) -> None:
         with self.lock:
+            self.called_at.append(time.time())
             self.charges.setdefault(request_id, {"calls": 0, "input_tokens": 0, "output_tokens": 0})["calls"] += 1
 
     def charge(self, request_id: str) -> None:
@@ -113,6 +145,8 @@ class Handler(BaseHTTPRequestHandler):
                 "charges": STATE.charges,
                 "most_at_once": STATE.most_at_once,
                 "last_request": STATE.last_request,
+                "called_at": STATE.called_at,
+                "turned_away": STATE.turned_away,
             }
         self.send(200, seen)
 
@@ -139,12 +173,17 @@ class Handler(BaseHTTPRequestHandler):
             STATE.script = deque(body.get("script", STATE.script))
             STATE.delay = body.get("delay", STATE.delay)
             STATE.retry_after = body.get("retry_after", STATE.retry_after)
+            for name in ("limit", "can", "refuses", "fetches", "cached"):
+                setattr(STATE, name, body.get(name, getattr(STATE, name)))
         self.send(200, {})
 
     def complete(self, body: dict[str, Any]) -> None:
         request_id = self.headers["X-Request-ID"]
-        mode = STATE.next_mode()
         STATE.called(request_id)
+        mode = STATE.next_mode() if STATE.lets_in() else "rate_limit"
+        missing = [feature for feature in asked_for(body) if feature not in STATE.can]
+        if missing and STATE.refuses:
+            mode = "unsupported"
         if mode in ERRORS:
             status, code, message = ERRORS[mode]
             key = self.headers["Authorization"].removeprefix("Bearer ")
@@ -169,8 +208,12 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
             case "refusal":
                 self.send(200, completion(None, refusal="I cannot help with that."))
+            case "twice":
+                # A proxy that delivers an answer again: the copy lies in the connection when the next request comes.
+                for _ in range(2):
+                    self.send(200, whole_completion(mode, body) | {"id": request_id})
             case _:
-                self.send(200, completion(said(mode, body)))
+                self.send(200, whole_completion(mode, body) | {"id": request_id})
 
     def send(self, status: int, data: dict[str, Any], retry_after: str | None = None) -> None:
         payload = json.dumps(data).encode()
@@ -198,7 +241,13 @@ def said(mode: str, body: dict[str, Any]) -> str:
 
     Whoever is to solve again blindly is convinced by the reasoning: they say what the last prompt gave.
     """
-    question = body["messages"][0]["content"][-1]["text"]
+    parts = parts_of(body)
+    question = parts[-1]["text"]
+    if question == "Say hello.":
+        return "Hello!"
+    if question.startswith("Which colour"):
+        url = parts[0].get("image_url", {}).get("url", "")
+        return colour_of(url) if url.startswith("data:") and "data_uri" in STATE.can else "I see no picture."
     given = re.search(r"candidates are: (.+?)\. Write", question)
     if "Somebody reasoned: " in question:
         answer = STATE.last_answer
@@ -216,6 +265,76 @@ def said(mode: str, body: dict[str, Any]) -> str:
             return f"<think>A casts a shadow on {colours}.</think><answer>{answer}</answer>"
     good = "<think>A stands on the ground; B floats above it.</think><answer>{answer}</answer>"
     return COMPLETIONS.get(mode, good).replace("{answer}", answer).replace("{hostile}", HOSTILE)
+
+
+def asked_for(body: dict[str, Any]) -> list[str]:
+    """Features that a request makes use of."""
+    urls = [part["image_url"]["url"] for part in parts_of(body) if part["type"] == "image_url"]
+    used = {
+        "data_uri": any(url.startswith("data:") for url in urls),
+        "image_url": any(not url.startswith("data:") for url in urls),
+        "json_schema": body.get("response_format", {}).get("type") == "json_schema",
+        "logprobs": bool(body.get("logprobs")),
+        "choices": body.get("n", 1) > 1,
+    }
+    return [feature for feature, is_used in used.items() if is_used]
+
+
+def parts_of(body: dict[str, Any]) -> list[dict[str, Any]]:
+    content = body["messages"][0]["content"]
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
+
+
+def whole_completion(mode: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A completion with what was asked for beside the text, as far as this endpoint can."""
+    uses = [feature for feature in asked_for(body) if feature in STATE.can]
+    text = said(mode, body)
+    if "json_schema" in uses:
+        text = in_schema(body["response_format"]["json_schema"]["schema"], text)
+    whole = completion(text)
+    if "choices" in uses:
+        first = whole["choices"][0]
+        whole["choices"] = [first | {"index": 0}]
+        for index in range(1, body["n"]):
+            other = completion(said(STATE.next_mode(), body))["choices"][0]
+            whole["choices"].append(other | {"index": index})
+    if "logprobs" in uses:
+        tokens = [{"token": token, "logprob": -0.1} for token in re.findall(r"\w+|\W", text)]
+        for choice in whole["choices"]:
+            choice["logprobs"] = {"content": tokens}
+    pictures = [part["image_url"]["url"] for part in parts_of(body) if part["type"] == "image_url"]
+    if text in ("Red", "Blue", "I see no picture.") and not {"data_uri", "image_url"} & set(uses):
+        # What it cannot see takes up nothing.
+        whole["usage"]["prompt_tokens"] = 20
+    if STATE.cached:
+        whole["usage"]["prompt_tokens_details"] = {"cached_tokens": STATE.cached}
+    if STATE.fetches:
+        for url in pictures:
+            urllib.request.urlopen(url).read()  # noqa: S310 - what the test itself sent
+    return whole
+
+
+def in_schema(schema: dict[str, Any], text: str) -> str:
+    """What a constrained decoder would write: the answer in the schema's fields, or the only word it allows."""
+    filled: dict[str, Any] = {}
+    for name, wanted in schema["properties"].items():
+        if name == "answer":
+            found = re.search(r"<answer>(.*?)</answer>", text)
+            letters = found.group(1) if found else ""
+            filled[name] = [] if letters == "none" else letters.split(",")
+        elif "enum" in wanted:
+            filled[name] = wanted["enum"][0]
+        else:
+            filled[name] = re.sub(r"<answer>.*|</?think>", "", text)
+    return json.dumps(filled)
+
+
+def colour_of(url: str) -> str:
+    """The name of the first pixel's colour, of a picture that is red or blue."""
+    png = base64.b64decode(url.partition(",")[2])
+    at = png.index(b"IDAT")
+    row = zlib.decompress(png[at + 4 : at + 4 + struct.unpack(">I", png[at - 4 : at])[0]])
+    return "Red" if row[1] > row[3] else "Blue"
 
 
 def completion(text: str | None, refusal: str | None = None) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -19,8 +22,11 @@ from annotation_server.projects.models import Project
 from annotation_server.runs import selectors, services
 from annotation_server.runs.models import Attempt, Endpoint, RawResponse, Run, RunTask
 from annotation_server.runs.selection import Wanted
+from annotation_server.samples.models import Image
+from annotation_workers.deliveries import Deliveries
 from annotation_workers.model_client import Failure, ModelClient, Reply
 from tests.workers.conftest import FakeEndpoint, MakeEndpoint
+from tests.workers.fake_endpoint import completion
 from tests.workers.scenes import project_with_tasks
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -262,6 +268,146 @@ def test_a_budget_is_never_overshot(fake: FakeEndpoint, endpoint: Endpoint, work
     assert (run.state, selectors.run_progress(run).accepted) == (Run.State.DONE, 8)
 
 
+def test_a_budget_in_calls_is_never_overshot(fake: FakeEndpoint, endpoint: Endpoint, work: Work) -> None:
+    project, _ = project_with_tasks(8)
+    fake.control(script=["malformed", "error"])  # calls that came to nothing are calls
+    run = start(project, endpoint, budget_calls=5)
+    work()
+    run.refresh_from_db()
+    assert (run.state, run.error) == (Run.State.PAUSED, "the budget of 5 calls is reached")
+    assert (selectors.run_progress(run).calls, len(fake.charges())) == (5, 5)
+    assert services.resume(run, budget_calls=100)
+    work()
+    run.refresh_from_db()
+    assert (run.state, selectors.run_progress(run).accepted) == (Run.State.DONE, 8)
+
+
+def test_cached_tokens_cost_their_own_price(fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work) -> None:
+    fake.control(cached=600)
+    project, _ = project_with_tasks(2)
+    run = start(project, make_endpoint(cached_input_price=Decimal(100)))
+    work()
+    progress = selectors.run_progress(run)
+    assert (progress.input_tokens, progress.cached_tokens, progress.output_tokens) == (2000, 1200, 100)
+    assert progress.cost_usd == 2 * (Decimal("0.4") + Decimal("0.06") + Decimal("0.05"))
+    assert set(Attempt.objects.values_list("cached_tokens", "cost_usd")) == {(600, Decimal("0.51"))}
+
+
+def test_reasons_are_summed_per_chunk_and_are_those_of_the_attempts(
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("annotation_server.runs.preparation.CHUNK_TASKS", 4)
+    fake.control(script=["malformed", "html", "cut", "error", "malformed", "truncated", "rate_limit"], retry_after="0")
+    project, _ = project_with_tasks(10)
+    run = start(project, endpoint)
+    work()
+    counted = Counter(Attempt.objects.exclude(outcome="accepted").values_list("reason", flat=True))
+    assert sum(counted.values()) == 7
+    assert selectors.refusals(run) == dict(counted)
+    assert list(selectors.refusals(run)) == [
+        "no_answer", "connection_lost", "not_json", "rate_limit", "server_error", "unclosed_think",
+    ]  # fmt: skip
+
+
+def test_a_content_filter_gives_up_the_task_alone(fake: FakeEndpoint, endpoint: Endpoint, work: Work) -> None:
+    project, _ = project_with_tasks(3)
+    fake.control(script=["filtered"])
+    run = start(project, endpoint)
+    work()
+    assert selectors.refusals(run) == {"content_filter": 1}
+    assert sorted(RunTask.objects.values_list("reason", flat=True)) == ["", "", "content_filter"]
+    assert len(fake.charges()) == 3
+
+
+def test_answers_in_a_schema_become_completions_in_the_grammar(
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work
+) -> None:
+    project, _ = project_with_tasks(2)
+    with pytest.raises(services.RunRefused, match="not known to have that feature"):
+        start(project, endpoint, json_answers=True)
+    services.change_endpoint(endpoint, {"overrides": {"json_schema": True}})
+    fake.control(script=["truncated"])
+    run = start(project, endpoint, json_answers=True)
+    work()
+    assert fake.seen()["last_request"]["response_format"]["json_schema"]["schema"]["required"] == [
+        "reasoning",
+        "answer",
+    ]
+    assert {(a.answer, a.rationale) for a in Annotation.objects.all()} == {
+        (frozenset("A"), "A stands on the ground; B floats above it.")
+    }
+    assert selectors.refusals(run) == {"not_in_schema": 1}
+    assert '\\"reasoning\\"' in RawResponse.objects.first().body  # type: ignore[union-attr]
+
+
+def test_an_endpoint_that_ignores_the_schema_may_keep_to_the_grammar(
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work
+) -> None:
+    fake.control(can=["data_uri"])
+    services.change_endpoint(endpoint, {"overrides": {"json_schema": True}})
+    project, _ = project_with_tasks(1)
+    start(project, endpoint, json_answers=True)
+    work()
+    assert Annotation.objects.get().answer == frozenset("A")
+
+
+def test_images_go_by_address_and_can_be_fetched(
+    fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work, settings: Any, live_server: Any
+) -> None:
+    settings.PUBLIC_URL = live_server.url
+    fake.control(fetches=True)
+    project, _ = project_with_tasks(1)
+    start(project, make_endpoint(images_as="url"))
+    work()
+    content = fake.seen()["last_request"]["messages"][0]["content"]
+    urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    assert [url.startswith(f"{live_server.url}/signed-images/") for url in urls] == [True] * 5
+    assert RunTask.objects.get().state == RunTask.State.ACCEPTED
+
+
+def test_an_answer_that_is_delivered_twice_is_nobody_elses(
+    fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work
+) -> None:
+    """The copy lies in the connection when the next request comes, and would be taken for its answer."""
+    fake.control(mode="twice")
+    project, _ = project_with_tasks(8)
+    run = start(project, make_endpoint(concurrency=2))
+    work()
+    run.refresh_from_db()
+    assert (run.state, selectors.run_progress(run).accepted) == (Run.State.DONE, 8)
+    accepted = RawResponse.objects.filter(attempt__outcome="accepted")
+    assert {str(row.attempt.request_id) for row in accepted} == {json.loads(row.body)["id"] for row in accepted}
+    assert all(str(row.attempt.request_id) == json.loads(row.body)["id"] for row in accepted)
+    copies = Attempt.objects.filter(reason="delivered_twice")
+    assert {(attempt.outcome, attempt.cost_usd) for attempt in copies} == {("unknown", Decimal(0))}
+    assert 1 <= copies.count() <= 2  # at most those on their way when it was noticed
+
+
+def test_a_server_whose_completions_all_have_one_id_is_believed_after_one_doubt() -> None:
+    seen = Deliveries()
+    body = json.dumps(completion("<think>A</think><answer>A</answer>"))
+    assert [seen.came_before(body) for _ in range(4)] == [False, True, False, False]
+    other = Deliveries()
+    first, second = (json.dumps(completion("x") | {"id": name}) for name in ("one", "two"))
+    assert [other.came_before(text) for text in (first, second, first, second, "<html>", "<html>")] == [
+        False, False, True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_an_estimate_goes_by_the_images_there_are(make_endpoint: MakeEndpoint) -> None:
+    project, _ = project_with_tasks(2)
+    endpoint = make_endpoint(image_side=1000)
+    wanted = Wanted(project=project, endpoint=endpoint, approach=Approach.AUTOMATED)
+    small = selectors.estimate(wanted)
+    Image.objects.update(width=4000, height=2000)
+    large = selectors.estimate(wanted)
+    # Shrunk to 1000 × 500 pixels, at 784 pixels a token; 250 for the question.
+    assert (small.input_tokens, large.input_tokens) == (2 * (250 + 5 * 2), 2 * (250 + 5 * 637))
+    assert large.cost_usd == Decimal(large.input_tokens + 2 * 512) / 1000
+    assert selectors.estimate(replace(wanted, limit=1), samples=3).input_tokens == 3 * (250 + 5 * 637)
+    assert selectors.estimate(replace(wanted, task_ids=[])).tasks == 0
+
+
 def test_nothing_stays_reserved_at_odd_prices(make_endpoint: MakeEndpoint, work: Work) -> None:
     """Added up as binary fractions, some 1e-17 of a dollar would, and a run over budget would wait for it for ever."""
     project, _ = project_with_tasks(12)
@@ -325,7 +471,8 @@ def test_a_worker_that_lost_its_job_writes_nothing_more(
 
     def take_away() -> None:
         long_ago = timezone.now() - timedelta(minutes=1)
-        taken.append(Job.objects.update(lease_token=uuid.uuid4(), lease_expires_at=long_ago))
+        held = Job.objects.filter(kind=JobKind.ANNOTATE_CHUNK)
+        taken.append(held.update(lease_token=uuid.uuid4(), lease_expires_at=long_ago))
         connection.close()
 
     async def answered_too_late(self: ModelClient, *args: Any, **kwargs: Any) -> Reply | Failure:

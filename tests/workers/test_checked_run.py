@@ -121,7 +121,7 @@ def test_the_words_of_another_task_are_refused_across_chunks_and_runs(
     fake: FakeEndpoint, endpoint: Endpoint, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three tasks in three chunks, told alike: the first is accepted, the others only in words of their own."""
-    monkeypatch.setattr(services, "CHUNK_TASKS", 1)
+    monkeypatch.setattr(preparation, "CHUNK_TASKS", 1)
     project = explained(3, near_copy=0.8)
     fake.control(script=["copy", "copy", "own_words", "copy"], mode="own_words")
     start(project, endpoint, max_attempts=2)

@@ -1,10 +1,8 @@
-"""Reading what an endpoint sends, whatever it sends; and the pictures that go out."""
+"""Reading what an endpoint sends, whatever it sends."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -12,14 +10,11 @@ from email.utils import format_datetime
 
 import openai
 import pytest
-from PIL import Image as Pillow
 
 from annotation_server.runs.models import Endpoint
 from annotation_workers.model_client import Failure, Means, ModelClient, Reply, classify_status, read_reply, retry_after
-from annotation_workers.pictures import PictureMissing, Pictures, as_data_uri
 from tests.workers.conftest import FakeEndpoint
 from tests.workers.fake_endpoint import completion
-from tests.workers.scenes import stored_picture
 
 MESSAGES = [{"role": "user", "content": [{"type": "text", "text": "Judge."}]}]
 
@@ -68,6 +63,7 @@ def test_an_html_page_with_status_200_is_no_completion(fake: FakeEndpoint) -> No
     [
         ("", "not_json"),
         ("<html>", "not_json"),
+        ("[" * 200_000, "not_json"),
         ("[]", "not_a_completion"),
         ('"ok"', "not_a_completion"),
         ("null", "not_a_completion"),
@@ -130,56 +126,17 @@ def test_retry_after_is_a_number_or_a_date() -> None:
     assert (retry_after("soon"), retry_after(None), retry_after("Mon, 01 Jan 2001 00:00:00 GMT")) == (None, None, 0.0)
 
 
-def opened(uri: str) -> Pillow.Image:
-    return Pillow.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
-
-
-def jpeg(size: tuple[int, int], orientation: int = 1) -> bytes:
-    """Red on its left half."""
-    picture = Pillow.new("RGB", size, (0, 0, 200))
-    picture.paste((200, 0, 0), (0, 0, size[0] // 2, size[1]))
-    exif = Pillow.Exif()
-    exif[0x0112] = orientation
-    file = io.BytesIO()
-    picture.save(file, "JPEG", exif=exif)
-    return file.getvalue()
-
-
-def test_a_small_upright_picture_goes_out_as_it_is_stored() -> None:
-    content = jpeg((40, 30))
-    assert as_data_uri(content, 64) == f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
-
-
-def test_a_large_picture_shrinks_to_the_endpoints_side() -> None:
-    assert opened(as_data_uri(jpeg((400, 300)), 64)).size == (64, 48)
-
-
-def test_a_picture_that_lies_on_its_side_is_turned_upright() -> None:
-    upright = opened(as_data_uri(jpeg((40, 30), orientation=6), 64))
-    assert upright.size == (30, 40)
-    top, bottom = upright.getpixel((15, 3)), upright.getpixel((15, 36))
-    assert isinstance(top, tuple)
-    assert isinstance(bottom, tuple)
-    assert (top[0] > top[2], bottom[0] > bottom[2]) == (True, False)
-    assert upright.getexif().get(0x0112, 1) == 1
-
-
-def test_transparency_survives_shrinking() -> None:
-    file = io.BytesIO()
-    Pillow.new("RGBA", (100, 100), (255, 0, 0, 0)).save(file, "PNG")
-    assert opened(as_data_uri(file.getvalue(), 50)).mode == "RGBA"
-
-
-@pytest.mark.django_db
-def test_a_picture_is_prepared_once_and_missing_bytes_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = stored_picture(77)
-    pictures = Pictures(32)
-    first = pictures.data_uri(image)
-    monkeypatch.setattr("annotation_server.samples.storage.open_stored", _gone)
-    assert pictures.data_uri(image) is first
-    with pytest.raises(PictureMissing, match="cannot be read"):
-        Pictures(32).data_uri(image)
-
-
-def _gone(name: str) -> object:
-    raise FileNotFoundError(name)
+@pytest.mark.parametrize(
+    ("details", "cached"),
+    [
+        ({"cached_tokens": 640}, 640),
+        ({"cached_tokens": 5000}, 1000),
+        ({"cached_tokens": "many"}, 0),
+        (None, 0),
+        ([], 0),
+    ],
+)
+def test_cached_tokens_are_some_of_the_input_tokens(details: object, cached: int) -> None:
+    usage = {"prompt_tokens": 1000, "completion_tokens": 50, "prompt_tokens_details": details}
+    reading = read_reply(json.dumps(completion("hello") | {"usage": usage}))
+    assert (reading.input_tokens, reading.cached_tokens, reading.output_tokens) == (1000, cached, 50)

@@ -152,6 +152,14 @@ def test_an_endpoint_that_does_not_work_is_one_clear_line(
         (("annotate", "here", "--approach", "automated", "--endpoint", "fake", "--budget", "lots"), "--budget", 2),
         (("annotate", "here", "--approach", "automated", "--endpoint", "fake", "--limit", "0"), "--limit", 2),
         (("annotate", "here", "--approach", "answer_driven", "--endpoint", "fake"), "nothing to explain in here", 1),
+        (("annotate", "here", "--approach", "automated", "--endpoint", "fake", "--budget-calls", "0"), "at least 1", 2),
+        (
+            ("annotate", "here", "--approach", "automated", "--endpoint", "fake", "--json-answers"),
+            "json_schema: fake is not known",
+            1,
+        ),
+        (("run", "pause", "77"), "there is no run 77", 2),
+        (("run", "status", "77", "--budget", "lots"), "there is no run 77", 2),
         (("test_endpoint", "gone"), "no endpoint 'gone'", 2),
         (("add_endpoint", "fake", "--base-url", "http://vllm:8000/v1", "--model", "m"), "already exists", 2),
         (("add_endpoint", "new", "--base-url", "x y", "--model", "m"), "base_url: Expected http://host", 2),
@@ -167,6 +175,34 @@ def test_a_mistake_is_one_clear_line(
         call_command(*arguments)
     assert refused.value.returncode == code
     assert "\n" not in str(refused.value)
+
+
+def test_a_run_is_estimated_looked_at_paused_resumed_and_cancelled_from_the_command_line(
+    make_endpoint: MakeEndpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project, _ = project_with_tasks(2, slug="here")
+    endpoint = make_endpoint()
+    call_command(
+        "annotate", "here", "--approach", "automated", "--endpoint", "fake", "--estimate", "--max-tokens", "100"
+    )
+    assert "2 tasks, about 510 tokens in, at most $0.7100 if each sample takes one call" in capsys.readouterr().out
+    assert not Run.objects.exists()
+
+    run = start(project, endpoint)
+    call_command("run", "status", str(run.pk))
+    assert f"run {run.pk} preparing: 0 accepted" in capsys.readouterr().out
+    for verb, state in (("pause", "paused"), ("resume", "preparing"), ("cancel", "cancelled")):
+        call_command("run", verb, str(run.pk), *(("--budget-calls", "7") if verb == "resume" else ()))
+        assert f"run {run.pk} {state}" in capsys.readouterr().out
+    run.refresh_from_db()
+    assert run.budget_calls == 7
+    with pytest.raises(CommandError, match=f"run {run.pk} is cancelled: it cannot resume now") as refused:
+        call_command("run", "resume", str(run.pk))
+    assert refused.value.returncode == 1
+    with pytest.raises(CommandError, match="go with resume"):
+        call_command("run", "pause", str(run.pk), "--budget", "2")
+    with pytest.raises(CommandError, match="more than 0"):
+        call_command("run", "resume", str(run.pk), "--budget", "-2")
 
 
 def manage(processes: Processes, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,15 +1,18 @@
 """The answer grammar: one strict way to write an answer, one tolerant way to read it that says why it refuses.
 
-Written: ``<think>reasoning</think><answer>A,C</answer>``; the empty set is ``<answer>none</answer>``.
+Written: ``<think>reasoning</think><answer>A,C</answer>``; the empty set is ``<answer>none</answer>``. An endpoint that
+can hold a model to a JSON schema is given the same as one (`answer_schema`); what it says is turned into this grammar.
 Not here: whether an answer is right (scores.py).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from trainer.contract.dimensions import LETTERS, letters
 
@@ -31,6 +34,7 @@ class Refusal(StrEnum):
     NONE_WITH_LETTERS = "none_with_letters"
     NOT_LETTERS = "not_letters"
     UNKNOWN_LETTER = "unknown_letter"
+    NOT_IN_SCHEMA = "not_in_schema"
 
 
 class CompletionRefused(ValueError):
@@ -77,6 +81,44 @@ def format_completion(rationale: str, answer: Answer) -> str:
     if _ANY_TAG.search(rationale):
         raise ValueError("a rationale cannot contain <think> or <answer> tags")
     return f"<think>{rationale.strip()}</think><answer>{format_answer(answer)}</answer>"
+
+
+def answer_schema(count: int) -> dict[str, Any]:
+    """The grammar as a JSON schema, in what all servers of such schemas understand. The reasoning comes first: what a
+    model has not written yet, it cannot reason from."""
+    return {
+        "type": "object",
+        "properties": {
+            "reasoning": {"type": "string"},
+            "answer": {"type": "array", "items": {"type": "string", "enum": list(letters(count))}},
+        },
+        "required": ["reasoning", "answer"],
+        "additionalProperties": False,
+    }
+
+
+def completion_from_json(text: str, count: int) -> str:
+    """The completion, in the grammar, that an answer in the schema stands for. Raises CompletionRefused.
+
+    Text that is no JSON object is returned as it is: an endpoint that ignores schemas may keep to the grammar.
+    """
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):  # the latter where brackets are nested by the thousand
+        if text.lstrip().startswith("{"):
+            raise CompletionRefused(Refusal.NOT_IN_SCHEMA, "the JSON is cut or broken") from None
+        return text
+    if not isinstance(said, dict):
+        return text
+    reasoning, answer = said.get("reasoning"), said.get("answer")
+    if not isinstance(reasoning, str) or not isinstance(answer, list) or set(said) != {"reasoning", "answer"}:
+        raise CompletionRefused(
+            Refusal.NOT_IN_SCHEMA, "expected an object of a reasoning (text) and an answer (list of letters)"
+        )
+    try:
+        return format_completion(reasoning, as_answer(map(str, answer), count))
+    except ValueError as error:
+        raise CompletionRefused(Refusal.NOT_IN_SCHEMA, str(error)) from None
 
 
 def parse_answer(text: str, count: int) -> Answer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -12,7 +11,7 @@ from annotation_server.jobs.models import Job, JobKind
 from annotation_server.progress import Progress
 from annotation_server.projects.models import Project
 from annotation_server.runs import selectors, services
-from annotation_server.runs.following import wait_until, worker_here
+from annotation_server.runs.following import report, usd, wait_until, worker_here
 from annotation_server.runs.models import Endpoint, Run
 from annotation_server.runs.selection import Wanted
 from trainer.contract.dimensions import DIMENSIONS
@@ -30,6 +29,14 @@ class Command(BaseCommand):
         parser.add_argument("--endpoint", required=True, metavar="NAME", help="as named by add_endpoint")
         parser.add_argument("--limit", type=int, metavar="N", help="at most so many tasks")
         parser.add_argument("--budget", metavar="USD", help="make no call that could take the run's cost above this")
+        parser.add_argument("--budget-calls", type=int, metavar="N", help="make no more calls than this")
+        parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="a reply is cut there")
+        parser.add_argument("--temperature", type=float, default=0.0, metavar="T")
+        parser.add_argument("--samples", type=int, default=1, metavar="K", help="automated: so many answers vote")
+        parser.add_argument("--permute", action="store_true", help="every sample sees the candidates in another order")
+        parser.add_argument("--logprobs", action="store_true", help="automated: confidence from log-probabilities")
+        parser.add_argument("--json-answers", action="store_true", help="automated: ask for answers in a JSON schema")
+        parser.add_argument("--estimate", action="store_true", help="say what it would take, and start nothing")
         parser.add_argument("--dimension", action="append", default=[], choices=[d.value for d in DIMENSIONS])
         parser.add_argument("--resolved-too", action="store_true", help="automated: also tasks that have an answer")
         parser.add_argument("--here", action="store_true", help="start a worker for it, without a queue server")
@@ -37,11 +44,24 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Exit code 0 when every task was settled, 1 when the run stopped before, 2 for a mistake in the command."""
         wanted = self._wanted(options)
+        if options["estimate"]:
+            self._estimate(wanted, options["max_tokens"], options["samples"])
+            return
         try:
-            run = services.start_run(wanted, budget_usd=_usd(options["budget"]))
+            run = services.start_run(
+                wanted,
+                budget_usd=usd("--budget", options["budget"]),
+                budget_calls=options["budget_calls"],
+                max_tokens=options["max_tokens"],
+                temperature=options["temperature"],
+                samples=options["samples"],
+                permute=options["permute"],
+                logprobs=options["logprobs"],
+                json_answers=options["json_answers"],
+            )
         except services.RunRefused as error:
             raise CommandError(str(error)) from None
-        self.stderr.write(f"run {run.pk}: {selectors.run_progress(run).tasks} tasks, {run.approach} by {run.endpoint}")
+        self.stderr.write(f"run {run.pk}: {run.approach} by {run.endpoint}")
         try:
             with worker_here(options["here"]):
                 self._follow(run)
@@ -49,8 +69,15 @@ class Command(BaseCommand):
             if options["here"]:
                 services.pause(run, reason="interrupted at the keyboard")
                 raise CommandError(f"run {run.pk} is paused") from None
-            raise CommandError(f"run {run.pk} goes on in the workers; pause it on its page") from None
+            raise CommandError(f"run {run.pk} goes on in the workers: manage.py run pause {run.pk}") from None
         self._report(run)
+
+    def _estimate(self, wanted: Wanted, max_tokens: int, samples: int) -> None:
+        said = selectors.estimate(wanted, max_tokens, samples)
+        self.stdout.write(
+            f"{said.tasks} tasks, about {said.input_tokens} tokens in, "
+            f"at most ${said.cost_usd:.4f} if each sample takes one call"
+        )
 
     def _wanted(self, options: dict[str, Any]) -> Wanted:
         project = Project.objects.filter(slug=options["project"]).first()
@@ -60,8 +87,10 @@ class Command(BaseCommand):
         if endpoint is None:
             known = ", ".join(Endpoint.objects.order_by("name").values_list("name", flat=True)) or "none yet"
             raise CommandError(f"there is no endpoint {options['endpoint']!r}; there are: {known}", returncode=2)
-        if options["limit"] is not None and options["limit"] < 1:
-            raise CommandError(f"--limit is at least 1, got {options['limit']}", returncode=2)
+        for option, low in (("limit", 1), ("budget_calls", 1), ("max_tokens", 16), ("samples", 1), ("temperature", 0)):
+            if options[option] is not None and options[option] < low:
+                name = option.replace("_", "-")
+                raise CommandError(f"--{name} is at least {low}, got {options[option]}", returncode=2)
         return Wanted(
             project=project,
             endpoint=endpoint,
@@ -78,36 +107,18 @@ class Command(BaseCommand):
             run.refresh_from_db()
             progress = selectors.run_progress(run)
             words = f"{progress.accepted} accepted, {progress.rejected} rejected, {progress.failed} failed"
-            show(progress.settled, progress.tasks, f"{words}, ${progress.cost_usd:.4f}")
+            left = f", {progress.left} left" if progress.left else ""
+            show(progress.settled, progress.tasks, f"{words}, ${progress.cost_usd:.4f}{left}")
             return run.state not in Run.GOING
 
         def begun() -> bool:
-            jobs = Job.objects.filter(kind=JobKind.ANNOTATE_CHUNK, object_id__in=run.chunks.values("pk"))
+            jobs = Job.objects.filter(kind=JobKind.PREPARE_RUN, object_id=run.pk)
             return jobs.filter(started_at__isnull=False).exists()
 
         wait_until(ended, begun, self.stderr.write)
         show.end()
 
     def _report(self, run: Run) -> None:
-        progress = selectors.run_progress(run)
-        self.stdout.write(
-            f"run {run.pk} {run.state}: {progress.accepted} accepted, {progress.rejected} rejected, "
-            f"{progress.failed} failed of {progress.tasks} tasks; {progress.calls} calls, "
-            f"{progress.input_tokens} + {progress.output_tokens} tokens, ${progress.cost_usd:.4f}"
-        )
-        counted = selectors.refusals(run)
-        checks = selectors.check_counts(run, counted)
-        self.stdout.write("  checks: " + ", ".join(f"{check.objection} {check.times}" for check in checks))
-        for reason, times in selectors.other_refusals(counted).items():
-            self.stdout.write(f"  {reason}: {times}")
+        report(run, self.stdout.write)
         if run.state != Run.State.DONE:
             raise CommandError(run.error or f"the run was {run.state}")
-
-
-def _usd(text: str | None) -> Decimal | None:
-    if text is None:
-        return None
-    try:
-        return Decimal(text)
-    except InvalidOperation:
-        raise CommandError(f"--budget is an amount in USD such as 2.50, got {text!r}", returncode=2) from None

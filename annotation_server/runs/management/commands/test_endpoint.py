@@ -1,4 +1,4 @@
-"""`manage.py test_endpoint NAME`: have a worker call an endpoint once and say what came back."""
+"""`manage.py test_endpoint NAME`: have a worker call an endpoint and say what came back, and what it can do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from annotation_server.runs.services import start_endpoint_test
 class Command(BaseCommand):
     """Fetch the endpoint, start its test, wait, report."""
 
-    help = "Call an endpoint once, from where the workers run, and say what it answered."
+    help = "Call an endpoint, from where the workers run, and say what it answered and which features it has."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Which endpoint."""
@@ -38,6 +38,9 @@ class Command(BaseCommand):
             f"{endpoint} works: {report['latency_ms']} ms, {report['input_tokens']} + {report['output_tokens']} tokens"
         )
         self.stdout.write(f"  {report['detail']}")
+        for name, probe in report.get("features", {}).items():
+            works = {True: "yes", False: "no", None: "?"}[probe["works"]]
+            self.stdout.write(f"  {name}: {works} ({probe['detail']})")
 
     def _follow(self, test: EndpointTest) -> None:
         def ended() -> bool:
