@@ -183,7 +183,7 @@ def test_of_a_single_candidate_nobody_needs_the_letter() -> None:
         ("Fine: A, B, C. Flawed: D.", "contradicts"),
         ("B is acceptable in outline, but casts no shadow.", ""),
         ("Perhaps B is acceptable.", ""),
-        ("A:\u202e no shadow\x07\n, flawed.", "contradicts"),
+        ("A:\u202e no shadow\x07, flawed.", "contradicts"),
     ],
 )
 def test_what_it_says_of_a_candidate_must_agree_with_its_answer(text: str, reason: str) -> None:

@@ -16,7 +16,13 @@ class Migration(migrations.Migration):
             name='blind_resolve',
             field=models.BooleanField(default=False, help_text='A second call sees the images and the reasoning without its answer, and must come to the same answer. About twice the calls.'),
         ),
+        # Projects from before keep accepting near-copies: nobody asked them whether theirs are a fault.
         migrations.AddField(
+            model_name='project',
+            name='near_copy',
+            field=models.FloatField(blank=True, help_text='A model’s reasoning with this share of its words in common with another task’s is refused. Empty: none is.', null=True, validators=[django.core.validators.MinValueValidator(0), django.core.validators.MaxValueValidator(1)]),
+        ),
+        migrations.AlterField(
             model_name='project',
             name='near_copy',
             field=models.FloatField(blank=True, default=0.8, help_text='A model’s reasoning with this share of its words in common with another task’s is refused. Empty: none is.', null=True, validators=[django.core.validators.MinValueValidator(0), django.core.validators.MaxValueValidator(1)]),
