@@ -186,7 +186,8 @@ class _ChunkInHand:
         if pace.busy_rounds - self._busy_rounds_before >= BUSY_ROUNDS:
             asked = f"{self._endpoint} asked for fewer calls {BUSY_ROUNDS} times in a row and answered none"
             self._stop = self._stop or EndpointAway(asked)
-        at_once = pacing.calls_at_once(self._endpoint, pace)
+        at_once = pacing.calls_at_once(pace.endpoint, pace)
+        self._waves.endpoint_is_easy = pacing.is_easy(pace.endpoint, pace)
         self._allowed = max(1, at_once // max(1, selectors.chunks_in_work(self._run)))
 
     def _waiting(self, run_task: RunTask) -> Waiting:

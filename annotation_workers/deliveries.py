@@ -20,6 +20,11 @@ class Deliveries:
         self._ids: set[str] = set()
         self._doubted = False
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether the server's completions have ids of their own."""
+        return len(self._ids) > 1
+
     def came_before(self, body: str) -> bool:
         """Note a response; whether it is a copy of an earlier one."""
         completion_id = _id_of(body)
@@ -28,9 +33,9 @@ class Deliveries:
         digest = hashlib.blake2b(body.encode(), digest_size=16).digest()
         copy = digest in self._bodies
         self._bodies.add(digest)
-        if len(self._ids) < 2:
+        if not self.is_sure:
             self._ids.add(completion_id)
-        if copy and len(self._ids) < 2:
+        if copy and not self.is_sure:
             # Perhaps a server whose completions all have one id: doubted once, and then believed.
             copy, self._doubted = not self._doubted, True
         return copy

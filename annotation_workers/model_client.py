@@ -160,9 +160,9 @@ class ModelClient:
         return Reply(body=body, status=response.status_code, latency_ms=_since(started))
 
     def _delivered_twice(self, body: str, status: int, latency_ms: int) -> Failure:
-        """An answer to an earlier request: what this one was answered nobody knows. From now on every request has a
-        connection of its own, in which nothing can lie; those of before end when their calls are answered."""
-        if len(self._clients) == 1:
+        """An answer to an earlier request: what this one was answered nobody knows. Where that is sure, every request
+        has a connection of its own from now on, in which nothing can lie."""
+        if self._deliveries.is_sure and len(self._clients) == 1:
             alone = httpx2.Limits(max_connections=1000, max_keepalive_connections=0)
             own = openai.DefaultAsyncHttpxClient(limits=alone, timeout=self._timeout)
             self._clients.append(self._make_client(http_client=own))

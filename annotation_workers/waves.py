@@ -37,6 +37,8 @@ class Waves:
         self._chunk = chunk
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._gathered: list[_Entry] = []
+        self.endpoint_is_easy = False
+        """Whether good answers teach nothing about the endpoint's pace; set by whoever looks at it now and then."""
         self._writer: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -116,7 +118,8 @@ class Waves:
                 ledger.mark_read(read)
             if given_up:
                 ledger.give_up(chunk.pk, given_up)
-            if answered:
+            all_good = all(answer.outcome == Attempt.Outcome.ANSWERED for answer in answered)
+            if answered and not (all_good and self.endpoint_is_easy):
                 ledger.keep_pace(run.endpoint, answered)
         return [None] * len(entries)
 

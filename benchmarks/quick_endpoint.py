@@ -1,19 +1,20 @@
 """A chat endpoint that does nothing but wait: as fast as one process of Python can be, so that callers are measured.
 
 `python -m benchmarks.quick_endpoint --delay 0.2` prints its port. Every POST is answered after the delay with the same
-completion. Not here: misbehaving (tests/workers/fake_endpoint.py).
+completion under an id of its own. Not here: misbehaving (tests/workers/fake_endpoint.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 
 COMPLETION = "<think>A stands on the ground and casts a shadow; B floats above it.</think><answer>A</answer>"
 _BODY = json.dumps(
     {
-        "id": "chatcmpl-1",
+        "id": "chatcmpl-000000000000",
         "object": "chat.completion",
         "created": 0,
         "model": "quick",
@@ -24,6 +25,7 @@ _BODY = json.dumps(
     }
 ).encode()
 _RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
+_numbers = itertools.count(1)
 
 
 class _Caller(asyncio.Protocol):
@@ -49,7 +51,8 @@ class _Caller(asyncio.Protocol):
         self._missing -= len(data)
         if self._missing == 0:
             self._missing = -1
-            asyncio.get_running_loop().call_later(self.delay, self._transport.write, _RESPONSE)
+            response = _RESPONSE.replace(b"-000000000000", b"-%012d" % next(_numbers), 1)
+            asyncio.get_running_loop().call_later(self.delay, self._transport.write, response)
 
 
 async def serve(delay: float) -> None:

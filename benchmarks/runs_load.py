@@ -184,6 +184,10 @@ def work_chunks(number: int) -> dict[str, float]:
 
     connection_created.connect(listen)
     app.loader.import_default_modules()
+    preparing = next_due_job()
+    if preparing is not None:
+        app.tasks[preparing.kind].run(preparing.pk)  # writes the run's tasks down, once
+    statements = 0
     for _ in range(number):
         job = next_due_job()
         if job is None:
@@ -242,8 +246,8 @@ def _pictures() -> list[Image]:
 
 def _bodies(pictures: list[Image]) -> list[dict[str, Any]]:
     """What a run sends about one sample, as the library takes it."""
-    uris = Pictures(_SIDE)
-    images = [uris.data_uri(picture) for picture in pictures]
+    uris = Pictures(Endpoint(image_side=_SIDE))
+    images = [uris.url(picture) for picture in pictures]
     return [
         {
             "model": "quick",

@@ -78,10 +78,13 @@ def grant(endpoint_id: int, tokens: Sequence[int]) -> Granted:
     return Granted(calls, late if late > 0 else _ASK_AGAIN)
 
 
+def is_easy(endpoint: Endpoint, pace: Pace) -> bool:
+    """Whether good answers teach nothing: then the row that all workers share need not be locked for them."""
+    return pace.at_once is None and pace.busy_rounds == 0 and endpoint.tokens_per_minute == 0
+
+
 def learn(endpoint_id: int, outcomes: Sequence[Outcome]) -> None:
     """What came of calls: estimates of tokens corrected, calls at once halved or grown. Call it in a transaction."""
-    if not _teaches(endpoint_id, outcomes):
-        return
     pace = _locked(endpoint_id)
     endpoint = pace.endpoint
     now = timezone.now()
@@ -108,17 +111,7 @@ def calls_at_once(endpoint: Endpoint, pace: Pace) -> int:
 
 def pace_of(endpoint: Endpoint) -> Pace:
     """For reading; a row that was never written where nothing was ever called."""
-    return Pace.objects.filter(endpoint=endpoint).first() or Pace(endpoint=endpoint)
-
-
-def _teaches(endpoint_id: int, outcomes: Sequence[Outcome]) -> bool:
-    """Most waves change nothing: then the row that all workers share is not locked for them."""
-    if any(outcome.busy for outcome in outcomes):
-        return True
-    pace = Pace.objects.select_related("endpoint").filter(pk=endpoint_id).first()
-    if pace is None:
-        return False
-    return pace.at_once is not None or pace.busy_rounds > 0 or pace.endpoint.tokens_per_minute > 0
+    return Pace.objects.select_related("endpoint").filter(pk=endpoint.pk).first() or Pace(endpoint=endpoint)
 
 
 def _slow_down(pace: Pace, outcome: Outcome, now: datetime) -> None:

@@ -53,6 +53,8 @@ def test_the_secret_key_is_made_once_and_is_the_owners(tmp_path: Path) -> None:
         ("DATABASE_URL", "mysql://localhost/x", "use sqlite:// or postgresql://"),
         ("DATABASE_URL", "nonsense", "DATABASE_URL"),
         ("REDIS_URL", "amqp://localhost", "use redis://, rediss:// or redis+socket://"),
+        ("PUBLIC_URL", "winnow.example", "use https://the.host"),
+        ("PUBLIC_URL", "https://winnow.example/?a=1", "use https://the.host"),
         ("STORAGE_URL", "ftp://host/dir", "use file:///an/absolute/directory"),
         ("STORAGE_URL", "file://relative/dir", "use file:///an/absolute/directory"),
         ("WINNOW_SECRET_KEY", "short", "shorter than 32 characters"),

@@ -207,7 +207,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b'{"choices": [')
                 self.close_connection = True
             case "refusal":
-                self.send(200, completion(None, refusal="I cannot help with that."))
+                self.send(200, completion(None, refusal="I cannot help with that.") | {"id": request_id})
             case "twice":
                 # A proxy that delivers an answer again: the copy lies in the connection when the next request comes.
                 for _ in range(2):

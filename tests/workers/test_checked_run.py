@@ -11,7 +11,7 @@ import pytest
 from annotation_server.annotations.models import Annotation, Approach
 from annotation_server.jobs.models import Job
 from annotation_server.projects.models import Project
-from annotation_server.runs import selectors, services
+from annotation_server.runs import preparation, selectors, services
 from annotation_server.runs.models import Attempt, Endpoint, Run, RunTask, WordingKey
 from annotation_server.runs.selection import Wanted
 from tests.server.factories import annotate, make_member
