@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from django.core.exceptions import PermissionDenied
 from ninja import Field, Router, Schema
 
@@ -62,6 +64,8 @@ class ProjectIn(Schema):
     gold_window: int = Field(20, ge=5, le=1000)
     lease_seconds: int = Field(300, ge=10)
     model_confidence: float | None = Field(None, ge=0, le=1)
+    hourly_wage: Decimal | None = Field(None, ge=0, max_digits=8, decimal_places=2)
+    """USD; said where approaches are compared, not to annotators."""
     validation_share: float = Field(0.05, ge=0, le=1)
     test_share: float = Field(0.05, ge=0, le=1)
 

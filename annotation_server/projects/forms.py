@@ -43,6 +43,7 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
             "lease_seconds",
             "show_pre_annotations",
             "model_confidence",
+            "hourly_wage",
             "validation_share",
             "test_share",
         )
@@ -63,6 +64,7 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
             "lease_seconds": _("Lease in seconds"),
             "show_pre_annotations": _("Show model annotations to annotators"),
             "model_confidence": _("Confidence at which a model resolves a task"),
+            "hourly_wage": _("Wage per hour in USD"),
             "validation_share": _("Share of originals for validation"),
             "test_share": _("Share of originals for test"),
         }

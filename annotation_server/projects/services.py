@@ -32,6 +32,7 @@ EDITABLE = (
     "lease_seconds",
     "show_pre_annotations",
     "model_confidence",
+    "hourly_wage",
     "validation_share",
     "test_share",
 )
