@@ -63,6 +63,7 @@ _SCATTER, _SCATTERED = 2654435761, 2**32
 class Sampled:
     """Some records of an approach, drawn as if at random, the same ones each time."""
 
+    records: int = 0
     texts: list[Words] = field(default_factory=list)
     person_seconds: list[float] = field(default_factory=list)
     model_seconds: list[float] = field(default_factory=list)
@@ -482,6 +483,9 @@ def _sampled(scope: Scope, approach: str, numbers: Mapping[str, int]) -> dict[st
     for dimension, at, rationale, person_seconds, model_ms in sorted(rows, key=lambda row: row[1]):
         text = words_of(rationale)
         for sample in (found[dimension], *([found[""]] if at < overall else [])):
+            if sample.records == SAMPLE:
+                continue
+            sample.records += 1
             if text:
                 sample.texts.append(text)
             if person_seconds is not None:
@@ -492,5 +496,5 @@ def _sampled(scope: Scope, approach: str, numbers: Mapping[str, int]) -> dict[st
 
 
 def _below(number: int) -> int:
-    """Scattered ids below it are about SAMPLE of `number`."""
-    return _SCATTERED if number <= SAMPLE else _SCATTERED * SAMPLE // number
+    """Scattered ids below it are SAMPLE of `number` or a few more."""
+    return _SCATTERED if number <= SAMPLE else min(_SCATTERED * SAMPLE * 5 // (number * 4), _SCATTERED)

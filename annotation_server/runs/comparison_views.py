@@ -19,6 +19,7 @@ from annotation_server.projects.access import Capability, access_to
 from annotation_server.runs.comparison import ALL, Choice, Comparison, Line, Measure, Reference, choose, compare
 from annotation_server.runs.comparison_forms import ComparisonForm
 from annotation_server.runs.comparison_table import COLUMNS, row
+from annotation_server.runs.correctness import NOTHING
 
 Point = dict[str, object]
 """What the plot is given: a name, a class of the stylesheet, where it is, how far it may be off."""
@@ -69,12 +70,15 @@ def _section(
 
 
 def _points(lines: Sequence[Line], reference: Reference, measure: Measure) -> Iterator[Point]:
-    """Approaches whose cost and quality are known."""
+    """Approaches whose cost and quality are known. What copies people's answers is as right as they are."""
+    of_people = next((line.right(reference, measure) for line in lines if line.approach == Approach.MANUAL), NOTHING)
     for line in lines:
-        right = line.right(reference, measure)
+        right, name = line.right(reference, measure), str(Approach(line.approach).label)
+        if right.value is None and line.approach == Approach.ANSWER_DRIVEN:
+            right, name = of_people, f"{name} *"
         if line.cost_usd is not None and right.value is not None:
             place: Point = {"x": line.cost_usd, "y": right.value, "low": right.low, "high": right.high}
-            yield place | {"name": Approach(line.approach).label, "kind": line.approach}
+            yield place | {"name": name, "kind": line.approach}
 
 
 def _frontier(comparison: Comparison, choice: Choice) -> list[Point]:

@@ -6,6 +6,8 @@ from typing import Any
 from django import template
 from django.urls import reverse
 from django.utils.functional import Promise
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from annotation_server.annotations.models import Approach
@@ -74,12 +76,13 @@ def share_or_na(share: float | None) -> str:
     return _("n/a") if share is None else f"{share:.0%}"
 
 
-@register.filter
-def share_text(share: Share) -> str:
-    """A share in percent with its interval; n/a where there is nothing to take a share of."""
+@register.simple_tag
+def share_with_interval(share: Share) -> SafeString | str:
+    """A share in percent and its interval; n/a where there is nothing to take a share of."""
     if share.value is None or share.low is None or share.high is None:
         return _("n/a")
-    return f"{100 * share.value:.1f} % ({100 * share.low:.1f} – {100 * share.high:.1f})"
+    bounds = f"{100 * share.low:.1f} – {100 * share.high:.1f}"
+    return format_html('{} % <span class="quiet">{}</span>', f"{100 * share.value:.1f}", bounds)
 
 
 @register.filter

@@ -12,6 +12,7 @@ from annotation_server.annotations.models import Annotation, Approach, Resolutio
 from annotation_server.annotations.services import add_gold, import_annotator, withdraw
 from annotation_server.projects.models import Membership, Project
 from annotation_server.runs.comparison import ALL, Comparison, Line, Measure, Reference, choose, compare
+from annotation_server.runs.comparison_queries import Scope, sampled, work_done
 from annotation_server.runs.models import Attempt, RunTask
 from annotation_server.tasks.models import Flag, Task
 from tests.server.compared import make_run, settle
@@ -279,11 +280,13 @@ def test_a_sample_is_bounded_and_of_all_ages(project: Project, monkeypatch: pyte
     monkeypatch.setattr("annotation_server.runs.comparison_queries.SAMPLE", 20)
     person = make_member(project)
     for number, task in enumerate(make_tasks(project, 100)):
-        annotate(task, person, "A", seconds_spent=1 if number < 50 else 2)
-    found = line(compare(project), "manual")
-    assert found.person_seconds == pytest.approx(1.5)
-    assert found.median_person_seconds is not None
-    assert 1 < found.median_person_seconds < 2  # as many old ones as new ones
+        annotate(task, person, "A", rationale="Fine.", seconds_spent=1 if number < 50 else 2)
+    assert line(compare(project), "manual").person_seconds == pytest.approx(1.5)  # of all of them
+    scope = Scope(project, None, shared=False)
+    found = sampled(scope, work_done(scope))["manual", SHADOW]
+    assert 15 <= found.records == len(found.texts) <= 20
+    assert 5 <= found.person_seconds.count(1) <= 15  # old ones and new ones
+    assert found.person_seconds == sampled(scope, work_done(scope))["manual", SHADOW].person_seconds
 
 
 # Which tasks, whose work
