@@ -8,7 +8,7 @@ runs/comparison.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -161,9 +161,14 @@ def cost_plot(
         f"{'H' if place else 'M'}{across(one['x'])}{' V' if place else ' '}{up(one['y'])}"
         for place, one in enumerate(steps)
     )
+    dots = [(across(one["x"]), up(one["y"])) for one in points]
     drawn = [
-        *(_point(one, across, up, named=False) for one in sorted(steps, key=lambda one: one["kind"] == "chosen")),
-        *(_point(one, across, up, named=True) for one in points),
+        *(_dot(one, across, up) for one in sorted(steps, key=lambda one: one["kind"] == "chosen")),
+        *(_dot(one, across, up) for one in points),
+        *(
+            format_html('<text class="name" text-anchor="{}" x="{}" y="{}">{}</text>', anchor, x, y, one["name"])
+            for one, (anchor, x, y) in zip(points, _labels(points, dots), strict=True)
+        ),
     ]
     said = "; ".join(_in_words(one) for one in points)
     return format_html(
@@ -176,25 +181,50 @@ def cost_plot(
     )  # fmt: skip
 
 
-def _point(
-    one: Mapping[str, Any], across: Callable[[float], float], up: Callable[[float], float], *, named: bool
-) -> SafeString:
-    """A dot, the line of its interval and, where there is one, its name on the side that has room."""
+def _dot(one: Mapping[str, Any], across: Callable[[float], float], up: Callable[[float], float]) -> SafeString:
+    """A dot with its figures as a tooltip, and the line of its interval."""
     x, y = across(one["x"]), up(one["y"])
     line: SafeString | str = ""
     if one.get("low") is not None and one.get("high") is not None:
         line = format_html('<line x1="{}" y1="{}" x2="{}" y2="{}"/>', x, up(one["low"]), x, up(one["high"]))
-    to_the_left = x > _WIDTH * 0.62
-    name: SafeString | str = ""
-    if named:
-        name = format_html(
-            '<text text-anchor="{}" x="{}" y="{}">{}</text>',
-            "end" if to_the_left else "start", x - 8 if to_the_left else x + 8, y + 4, one["name"],
-        )  # fmt: skip
     return format_html(
-        '<g class="point {}"><title>{}</title>{}<circle cx="{}" cy="{}" r="{}"/>{}</g>',
-        one["kind"], _in_words(one), line, x, y, 5 if named or one["kind"] == "chosen" else 3, name,
+        '<g class="point {}"><title>{}</title>{}<circle cx="{}" cy="{}" r="{}"/></g>',
+        one["kind"], _in_words(one), line, x, y, 2.5 if one["kind"] == "mix" else 5,
     )  # fmt: skip
+
+
+def _labels(
+    points: Sequence[Mapping[str, Any]], dots: Sequence[tuple[float, float]]
+) -> Iterator[tuple[str, float, float]]:
+    """Anchor and place of each point's name: beside its dot, or above or below where that would hide something."""
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in dots]
+    for one, (x, y) in zip(points, dots, strict=True):
+        width = sum(12 if ord(character) > 0x2E7F else 7 for character in str(one["name"]))
+        tries = [
+            (anchor, x + side * 9, y + height)
+            for height in (4, -10, 18, -24, 32)
+            for anchor, side in (("start", 1), ("end", -1))
+        ]
+        boxes = [
+            (at, below - 11, at + width, below + 2)
+            for anchor, edge, below in tries
+            for at in [edge if anchor == "start" else edge - width]
+        ]
+        place = next((place for place, box in enumerate(boxes) if _is_free(box, taken)), 0)
+        taken.append(boxes[place])
+        yield tries[place]
+
+
+_Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+def _is_free(box: _Box, taken: Iterable[_Box]) -> bool:
+    left, top, right, bottom = box
+    inside = left >= _LEFT and right <= _WIDTH and top >= 0 and bottom <= _HEIGHT - _BOTTOM
+    return inside and not any(
+        left < other[2] and right > other[0] and top < other[3] and bottom > other[1] for other in taken
+    )
 
 
 def _in_words(one: Mapping[str, Any]) -> str:

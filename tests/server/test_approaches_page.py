@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 from decimal import Decimal
@@ -19,6 +20,7 @@ from annotation_server.annotations.models import Approach
 from annotation_server.annotations.services import add_gold
 from annotation_server.client import Client as WinnowClient
 from annotation_server.projects.models import Membership, Project
+from annotation_server.templatetags.plots import cost_plot
 from tests.server.compared import make_run, settle
 from tests.server.factories import annotate, make_member, make_project, make_sample
 
@@ -135,7 +137,7 @@ def test_it_is_for_those_who_see_answers(client: Client, tried: Project, role: s
 
 
 def test_the_table_as_csv(client: Client, tried: Project) -> None:
-    rows = list(csv.DictReader(io.StringIO(client.get(f"{ADDRESS}.csv").getvalue().decode())))  # type: ignore[attr-defined]
+    rows = list(csv.DictReader(io.StringIO(client.get(f"{ADDRESS}.csv").getvalue().decode())))
     assert [(row["dimension"], row["approach"]) for row in rows[:3]] == [
         ("physical_shadow", "manual"), ("physical_shadow", "automated"), ("physical_shadow", "answer_driven"),
     ]  # fmt: skip
@@ -146,7 +148,7 @@ def test_the_table_as_csv(client: Client, tried: Project) -> None:
 
 
 def test_the_api_says_the_same(client: Client, tried: Project) -> None:
-    said = client.get(f"/api/v1{ADDRESS}", {"quality": 0.5}).json()
+    said = client.get(f"/api/v1{ADDRESS}", {"quality": "0.5"}).json()
     assert (said["shared"], said["tasks"], said["hourly_wage"]) == (True, {"physical_shadow": 2}, "36.00")
     by_model = next(line for line in said["lines"] if line["approach"] == "automated")
     assert (by_model["cost_usd"], by_model["gold_exact"], by_model["gold_tasks"]) == (0.005, 0.5, 2)
@@ -202,7 +204,7 @@ def test_the_commands_json_is_the_apis(client: Client, tried: Project) -> None:
 def test_the_commands_csv(client: Client, tried: Project, tmp_path: Path) -> None:
     file = tmp_path / "approaches.csv"
     assert printed("bottles", "--csv", str(file)) == f"{file}: 6 rows\n"
-    assert file.read_bytes() == client.get(f"{ADDRESS}.csv").getvalue()  # type: ignore[attr-defined]
+    assert file.read_bytes() == client.get(f"{ADDRESS}.csv").getvalue()
 
 
 @pytest.mark.parametrize(
@@ -233,3 +235,31 @@ def test_the_python_client(tried: Project, live_server: Any) -> None:
     _row, secret = create_token(person=person, name="test")
     with WinnowClient(live_server.url, secret) as winnow:
         assert winnow.approaches("bottles", quality=0.5)["mix"]["chosen"]["cost_usd"] == 0.005
+
+
+def test_names_in_a_plot_do_not_cover_each_other() -> None:
+    """Where people's own figure stands for what copies them, two points are always on one level."""
+    near = [
+        {"name": "Manual", "kind": "manual", "x": 0.1, "y": 0.9, "low": 0.8, "high": 0.95},
+        {"name": "Answer-driven *", "kind": "answer_driven", "x": 0.105, "y": 0.9, "low": 0.8, "high": 0.95},
+        {"name": "Automated", "kind": "automated", "x": 0.1, "y": 0.9},
+    ]
+    plot = cost_plot(near, "Cost")
+    names = re.findall(r'<text class="name" text-anchor="(\w+)" x="([^"]+)" y="([^"]+)">([^<]+)<', plot)
+    assert [name for *_place, name in names] == ["Manual", "Answer-driven *", "Automated"]
+    boxes = []
+    for anchor, x, y, name in names:
+        left = float(x) - (7 * len(name) if anchor == "end" else 0)
+        boxes.append((left, float(y), left + 7 * len(name)))
+    for one, other in itertools.combinations(boxes, 2):
+        assert abs(one[1] - other[1]) >= 13 or one[2] <= other[0] or other[2] <= one[0], (one, other)
+    assert "Manual: 0.1000 USD, 90.0 %" in plot
+
+
+def test_a_plot_of_nothing_or_of_free_calls_is_drawn() -> None:
+    assert "<svg" in cost_plot([], "Cost")
+    free = cost_plot(
+        [{"name": "<b>", "kind": "automated", "x": 0.0, "y": 0.0, "low": 0.0, "high": 0.3}], "Cost", wanted=1
+    )
+    assert "&lt;b&gt;: 0.0000 USD, 0.0 %" in free
+    assert "<b>" not in free

@@ -158,7 +158,8 @@ def test_calls_under_way_and_of_unknown_outcome(project: Project) -> None:
     settled.attempts.create(number=1, request_id="0" * 32, outcome=Attempt.Outcome.UNKNOWN)
     RunTask.objects.filter(pk=settle(run, second, None).pk).update(state=RunTask.State.WAITING)
     found = line(compare(project), "automated")
-    assert (found.asked, found.accepted, found.unknown_calls, found.token_usd) == (1, 1, 1, pytest.approx(0.01))
+    assert (found.asked, found.accepted, found.unknown_calls) == (1, 1, 1)
+    assert found.token_usd == pytest.approx(0.01)
 
 
 def test_what_a_reviewer_turned_down_is_no_accepted_record(project: Project) -> None:
@@ -170,7 +171,8 @@ def test_what_a_reviewer_turned_down_is_no_accepted_record(project: Project) -> 
         task=tasks[0], annotation=said[0], verdict="rejected", person=reviewer, reason="No.", idempotency_key="1"
     )  # fmt: skip
     found = line(compare(project), "automated")
-    assert (found.asked, found.accepted, found.token_usd) == (2, 1, pytest.approx(0.02))
+    assert (found.asked, found.accepted) == (2, 1)
+    assert found.token_usd == pytest.approx(0.02)
 
 
 # Correctness
@@ -308,7 +310,8 @@ def test_one_endpoint_by_itself(project: Project) -> None:
     settle(dear, second, "A", calls=[("0.50", 1)])
     assert line(compare(project), "automated").token_usd == pytest.approx(1.01 / 3)
     found = compare(project, endpoint=cheap.endpoint)
-    assert (found.tasks, line(found, "automated").token_usd) == ({SHADOW: 1}, pytest.approx(0.01))
+    assert found.tasks == {SHADOW: 1}
+    assert line(found, "automated").token_usd == pytest.approx(0.01)
     assert [endpoint.name for endpoint in found.endpoints] == [cheap.endpoint.name]
 
 
@@ -373,7 +376,8 @@ def test_the_model_first_and_people_for_what_it_leaves(mixed: Project) -> None:
     half = choice.mixes[2].choices[SHADOW]
     assert (half.approach, half.then, half.confidence, half.left) == ("automated", "manual", 0.9, 0.5)
     rest = choice.mixes[1].choices[SHADOW]
-    assert (rest.then, rest.confidence, rest.left) == ("manual", None, pytest.approx(0.2))
+    assert (rest.then, rest.confidence) == ("manual", None)
+    assert rest.left == pytest.approx(0.2)
     assert choose(found, 0.96, Reference.GOLD, Measure.EXACT).chosen is None
     assert choose(found, 0.9, Reference.OTHERS, Measure.EXACT).mixes == []
 
