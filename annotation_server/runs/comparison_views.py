@@ -21,6 +21,9 @@ from annotation_server.runs.comparison_forms import ComparisonForm
 from annotation_server.runs.comparison_table import COLUMNS, row
 from annotation_server.runs.correctness import NOTHING
 
+COUNTED_AT_ONCE = 50_000
+"""Tasks; more of them take longer than anybody waits before a blank page (seconds: docs/log.md)."""
+
 Point = dict[str, object]
 """What the plot is given: a name, a class of the stylesheet, where it is, how far it may be off."""
 
@@ -28,7 +31,13 @@ Point = dict[str, object]
 @login_required
 @require_GET
 def approaches_page(request: AuthenticatedRequest, slug: str) -> HttpResponse:
+    """All at once; of a large project first the frame, whose figures htmx asks for."""
     access = access_to(request.user, slug, Capability.SEE_ANSWERS)
+    query = request.GET.urlencode()
+    in_parts = request.htmx  # type: ignore[attr-defined]  # its middleware's
+    number = access.project.tasks.count()
+    if number > COUNTED_AT_ONCE and not in_parts:
+        return render(request, "runs/approaches.html", {"access": access, "number": number, "query": query})
     form = ComparisonForm(request.GET, project=access.project)
     comparison = compare(access.project, shared=form.shared, endpoint=form.chosen_endpoint)
     reference, measure = form.reference_for(comparison), form.chosen_measure
@@ -45,9 +54,10 @@ def approaches_page(request: AuthenticatedRequest, slug: str) -> HttpResponse:
         "choice": choice,
         "frontier": _frontier(comparison, choice),
         "caveats": sorted({endpoint.caveat for endpoint in comparison.endpoints} - {""}),
-        "query": request.GET.urlencode(),
+        "query": query,
     }
-    return render(request, "runs/approaches.html", context, status=200 if form.is_valid() else 422)
+    template = "runs/_approaches.html" if in_parts else "runs/approaches.html"
+    return render(request, template, context, status=200 if form.is_valid() else 422)
 
 
 @login_required

@@ -116,6 +116,19 @@ def test_no_mix_reaches_everything(client: Client, tried: Project) -> None:
     assert "No mix reaches 90.0 %. The best reaches 50.0 %, at 0.0050 USD per record." in shown(client)
 
 
+def test_a_large_project_shows_the_page_before_the_figures(
+    client: Client, tried: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("annotation_server.runs.comparison_views.COUNTED_AT_ONCE", 1)
+    frame = client.get(f"{ADDRESS}?quality=50").content.decode()
+    assert "Counting what was done on 2 tasks" in frame
+    assert 'hx-get="?quality=50"' in frame
+    assert "Accepted records" not in frame
+    figures = client.get(f"{ADDRESS}?quality=50", headers={"HX-Request": "true"}).content.decode()
+    assert "Accepted records" in figures
+    assert "<h1" not in figures
+
+
 @pytest.mark.parametrize("query", ["quality=200", "quality=x", "endpoint=no-such", "tasks=some", "measure=guess"])
 def test_a_mistake_in_the_address_is_said_on_the_page(client: Client, tried: Project, query: str) -> None:
     page = client.get(f"{ADDRESS}?{query}")
