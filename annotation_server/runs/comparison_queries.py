@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,7 +175,7 @@ class Scope:
     def _on(self, found: QuerySet[Any], task: str = "task") -> QuerySet[Any]:
         found = found.filter(**{f"{task}__project": self.project})
         if self.shared:
-            found = found.filter(**{f"{task}__in": RawSQL(f"SELECT id FROM {_SHARED}", ())})  # noqa: S608, S611 - a name of ours
+            found = found.filter(**{f"{task}__in": _in_shared()})
         return found
 
 
@@ -207,25 +207,33 @@ def shared_tasks(project: Project, endpoint: Endpoint | None, tried: Sequence[st
         else:
             tasks = tasks.filter(pk__in=scope.settled(approach).values("task"))
     sql, params = tasks.order_by().values("pk").query.sql_with_params()
-    integer = "bigint" if connection.vendor == "postgresql" else "INTEGER"
     # A pooler before PostgreSQL leaves a connection to oneself for a transaction only. On SQLite, where the connection
     # is one's own, a transaction would keep everybody else from writing.
-    with transaction.atomic() if connection.vendor == "postgresql" else _nothing(), connection.cursor() as cursor:
+    around: AbstractContextManager[None] = _dropped_at_the_end()
+    columns = "(id INTEGER PRIMARY KEY)"
+    if connection.vendor == "postgresql":
+        around, columns = transaction.atomic(), "(id bigint PRIMARY KEY) ON COMMIT DROP"
+    with around, connection.cursor() as cursor:
         cursor.execute(f"DROP TABLE IF EXISTS {_SHARED}")
-        cursor.execute(f"CREATE TEMPORARY TABLE {_SHARED} (id {integer} PRIMARY KEY)")
-        try:
-            cursor.execute(f"INSERT INTO {_SHARED} {sql}", params)
-            if connection.vendor == "postgresql":
-                cursor.execute(f"ANALYZE {_SHARED}")
-            found = Task.objects.filter(pk__in=RawSQL(f"SELECT id FROM {_SHARED}", ()))  # noqa: S608, S611 - a name of ours
-            yield dict(found.values_list("dimension").annotate(number=Count("pk")).order_by())
-        finally:
-            cursor.execute(f"DROP TABLE IF EXISTS {_SHARED}")
+        cursor.execute(f"CREATE TEMPORARY TABLE {_SHARED} {columns}")
+        cursor.execute(f"INSERT INTO {_SHARED} {sql}", params)
+        if connection.vendor == "postgresql":
+            cursor.execute(f"ANALYZE {_SHARED}")
+        found = Task.objects.filter(pk__in=_in_shared())
+        yield dict(found.values_list("dimension").annotate(number=Count("pk")).order_by())
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+def _dropped_at_the_end() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute(f"DROP TABLE IF EXISTS {_SHARED}")
+
+
+def _in_shared() -> RawSQL:
+    return RawSQL(f"SELECT id FROM {_SHARED}", ())  # noqa: S608, S611 - a name of ours
 
 
 def tasks_per_dimension(project: Project) -> dict[str, int]:
@@ -387,9 +395,8 @@ def _hold(
     step = Cast(_Step(confidence) if confidence else Value(UNKNOWN_CONFIDENCE), CharField())
     token = Concat(step, Value(":"), Cast(answer, CharField()), output_field=CharField())
     tasks = rows.values("task", "task__dimension", "task__candidate_count", right).annotate(said=_Joined(token))
-    for dimension, count, letters, said, number in _patterns(
-        tasks.values_list("task__dimension", "task__candidate_count", right, "said")
-    ):
+    columns = ("task__dimension", "task__candidate_count", right, "said")
+    for dimension, count, letters, said, number in _patterns(tasks, *columns):
         work = found[approach.value, dimension]
         tokens = [(int(step), letters_said) for step, letters_said in _pairs(said)]
         tasks_of: Tasks = getattr(work, reference)
@@ -411,8 +418,8 @@ def _hold_against_other_votes(scope: Scope, found: WorkOf) -> None:
     tasks = open_to_it.values("task", "task__dimension", "task__candidate_count").annotate(
         said=_Joined(token), number=Count("pk")
     )
-    patterns = tasks.filter(number__gt=1).values_list("task__dimension", "task__candidate_count", "said")
-    for dimension, count, said, number in _patterns(patterns):
+    columns = ("task__dimension", "task__candidate_count", "said")
+    for dimension, count, said, number in _patterns(tasks.filter(number__gt=1), *columns):
         votes = [
             (kind, frozenset(letters)) for kind, _colon, letters in (each.partition(":") for each in said.split(","))
         ]
@@ -427,19 +434,16 @@ def _hold_against_other_votes(scope: Scope, found: WorkOf) -> None:
             found[Approach.MANUAL.value, dimension].others[whole] += number
 
 
-def _patterns(tasks: QuerySet[Any, tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """The different rows of a query and how often each occurs, counted by the database."""
+def _patterns(tasks: QuerySet[Any, Any], *columns: str) -> Iterator[tuple[Any, ...]]:
+    """The different rows of a query's columns, each with how often it occurs, counted by the database."""
     try:
-        sql, params = tasks.order_by().query.sql_with_params()
+        sql, params = tasks.order_by().values_list(*columns).query.sql_with_params()
     except EmptyResultSet:
         return
+    names = ", ".join(f"c{place}" for place in range(len(columns)))
+    counted = f"WITH one ({names}) AS ({sql}) SELECT {names}, COUNT(*) FROM one GROUP BY {names}"  # noqa: S608 - Django's
     with connection.cursor() as cursor:
-        columns = len(tasks.query.values_select) + len(tasks.query.annotation_select)
-        names = ", ".join(f"c{place}" for place in range(columns))
-        cursor.execute(
-            f"WITH one ({names}) AS ({sql}) SELECT {names}, COUNT(*) FROM one GROUP BY {names}",  # noqa: S608 - Django's
-            params,
-        )
+        cursor.execute(counted, params)
         yield from cursor.fetchall()
 
 

@@ -12,7 +12,7 @@ from annotation_server.annotations.models import Annotation, Approach, Resolutio
 from annotation_server.annotations.services import add_gold, import_annotator, withdraw
 from annotation_server.projects.models import Membership, Project
 from annotation_server.runs.comparison import ALL, Comparison, Line, Measure, Reference, choose, compare
-from annotation_server.runs.comparison_queries import Scope, sampled, work_done
+from annotation_server.runs.comparison_queries import Scope, sampled, shared_tasks, work_done
 from annotation_server.runs.models import Attempt, RunTask
 from annotation_server.tasks.models import Flag, Task
 from tests.server.compared import make_run, settle
@@ -151,12 +151,12 @@ def test_nothing_accepted_has_no_price(project: Project) -> None:
 
 def test_calls_under_way_and_of_unknown_outcome(project: Project) -> None:
     """A task that is still waiting has no part in anything; a call that was never answered is counted, not priced."""
-    first, second = make_tasks(project, 2)
-    run = make_run(project)
-    settled = settle(run, first, "A")
+    (task,) = make_tasks(project, 1)
+    settled = settle(make_run(project), task, "A")
     Attempt.objects.filter(run_task=settled).update(number=2)
     settled.attempts.create(number=1, request_id="0" * 32, outcome=Attempt.Outcome.UNKNOWN)
-    RunTask.objects.filter(pk=settle(run, second, None).pk).update(state=RunTask.State.WAITING)
+    under_way = settle(make_run(project), task, None)
+    RunTask.objects.filter(pk=under_way.pk).update(state=RunTask.State.WAITING)
     found = line(compare(project), "automated")
     assert (found.asked, found.accepted, found.unknown_calls) == (1, 1, 1)
     assert found.token_usd == pytest.approx(0.01)
@@ -313,6 +313,20 @@ def test_one_endpoint_by_itself(project: Project) -> None:
     assert found.tasks == {SHADOW: 1}
     assert line(found, "automated").token_usd == pytest.approx(0.01)
     assert [endpoint.name for endpoint in found.endpoints] == [cheap.endpoint.name]
+
+
+def fail_over(project: Project) -> None:
+    with shared_tasks(project, None, ["manual"]) as tasks:
+        raise ZeroDivisionError(tasks)
+
+
+def test_a_comparison_that_fails_is_no_hindrance_to_the_next(project: Project) -> None:
+    (task,) = make_tasks(project, 1)
+    annotate(task, make_member(project), "A")
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            fail_over(project)
+    assert compare(project).tasks == {SHADOW: 1}
 
 
 def test_another_projects_work_is_not_looked_at(project: Project) -> None:
