@@ -17,13 +17,13 @@ from annotation_server.annotations.models import Approach
 from annotation_server.projects.models import Project
 from annotation_server.runs.comparison_queries import (
     CONFIDENCE_STEPS,
+    MOST_TASKS,
     UNKNOWN_CONFIDENCE,
     Sampled,
-    Scope,
     Work,
     approaches_tried,
+    chosen_tasks,
     sampled,
-    shared_tasks,
     tasks_per_dimension,
     work_done,
 )
@@ -116,7 +116,9 @@ class Comparison:
     hourly_wage: Decimal | None
     tried: Sequence[str]
     tasks: Mapping[str, int]
-    """That were looked at, per dimension."""
+    """That it is over, per dimension."""
+    looked_at: int
+    """Of them: all, or so many that were drawn."""
     project_tasks: Mapping[str, int]
     lines: Sequence[Line]
     """Per dimension, then for ALL; approaches in one order."""
@@ -142,16 +144,14 @@ class Comparison:
         return Reference.GOLD if self.measured(Reference.GOLD) else Reference.OTHERS
 
 
-def compare(project: Project, *, shared: bool = True, endpoint: Endpoint | None = None) -> Comparison:
-    """Read and reckon. `endpoint`: of the model approaches only what it did."""
+def compare(
+    project: Project, *, shared: bool = True, endpoint: Endpoint | None = None, most: int | None = MOST_TASKS
+) -> Comparison:
+    """Read and reckon. `endpoint`: of the model approaches only what it did. `most`: look at no more tasks."""
     tried = approaches_tried(project, endpoint)
-    scope = Scope(project, endpoint, shared)
-    if shared:
-        with shared_tasks(project, endpoint, tried) as tasks:
-            work, samples = _read(scope)
-    else:
-        tasks = tasks_per_dimension(project)
-        work, samples = _read(scope)
+    with chosen_tasks(project, endpoint, tried, shared=shared, most=most) as chosen:
+        work = work_done(chosen)
+        samples = sampled(chosen.scope, work)
     order = [*project.dimensions, *sorted({dimension for _of, dimension in work} - set(project.dimensions))]
     for approach in tried:
         work[approach, ALL] = whole = Work()
@@ -165,17 +165,13 @@ def compare(project: Project, *, shared: bool = True, endpoint: Endpoint | None 
         shared=shared,
         hourly_wage=project.hourly_wage,
         tried=tried,
-        tasks=tasks,
-        project_tasks=tasks_per_dimension(project) if shared else tasks,
+        tasks=chosen.tasks,
+        looked_at=chosen.looked_at,
+        project_tasks=tasks_per_dimension(project) if shared else chosen.tasks,
         lines=lines,
         work=work,
         endpoints=[endpoint] if endpoint else list(used),
     )
-
-
-def _read(scope: Scope) -> tuple[dict[tuple[str, str], Work], dict[tuple[str, str], Sampled]]:
-    work = work_done(scope)
-    return work, sampled(scope, work)
 
 
 def _lines(

@@ -106,6 +106,8 @@ class ChoiceOut(Schema):
 class ComparisonOut(Schema):
     shared: bool
     tasks: dict[str, int]
+    looked_at: int
+    """Of more than 50,000 tasks so many are drawn."""
     hourly_wage: Decimal | None
     tried: list[str]
     lines: list[LineOut]
@@ -124,6 +126,7 @@ def compare_approaches(request: AuthenticatedRequest, slug: str, filters: Query[
     return {
         "shared": found.shared,
         "tasks": dict(found.tasks),
+        "looked_at": found.looked_at,
         "hourly_wage": found.hourly_wage,
         "tried": list(found.tried),
         "lines": [figures(line) for line in found.lines],

@@ -44,6 +44,9 @@ from annotation_server.runs.models import Attempt, Endpoint, RunTask
 from annotation_server.runs.rationale_texts import Words, words_of
 from annotation_server.tasks.models import Flag, Task
 
+MOST_TASKS = 50_000
+"""Of more tasks so many are looked at: a share of them is known to half a percent, in a tenth of the time."""
+
 SAMPLE = 500
 """Records per approach and dimension whose texts and times are looked at one by one."""
 
@@ -138,12 +141,16 @@ class _Step(Func):
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Whose work is looked at: a project's, on all its tasks or those that all approaches worked on, by one endpoint
-    or any."""
+    """Whose work is looked at: a project's, by one endpoint or any, on all its tasks or on those kept in a table."""
 
     project: Project
     endpoint: Endpoint | None
-    shared: bool
+    table: str = ""
+    """Of `chosen_tasks`, and within it only."""
+
+    def tasks(self) -> QuerySet[Task]:
+        found = Task.objects.filter(project=self.project)
+        return found.filter(pk__in=_kept(self.table)) if self.table else found
 
     def by_people(self) -> QuerySet[Annotation]:
         """What people said and did not take back."""
@@ -174,8 +181,8 @@ class Scope:
 
     def _on(self, found: QuerySet[Any], task: str = "task") -> QuerySet[Any]:
         found = found.filter(**{f"{task}__project": self.project})
-        if self.shared:
-            found = found.filter(**{f"{task}__in": _in_shared()})
+        if self.table:
+            found = found.filter(**{f"{task}__in": _kept(self.table)})
         return found
 
 
@@ -185,42 +192,72 @@ def _manual(standings: Sequence[str]) -> Q:
 
 def approaches_tried(project: Project, endpoint: Endpoint | None) -> list[str]:
     """Those that have worked on anything."""
-    scope = Scope(project, endpoint, shared=False)
+    scope = Scope(project, endpoint)
     found = [Approach.MANUAL.value] if scope.by_people().exists() or scope.skipped().exists() else []
     return found + [approach for approach in _BY_MODEL if scope.settled(approach).exists()]
 
 
-_SHARED = "compared_task"
+_CHOSEN, _DRAWN = "compared_task", "drawn_task"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The tasks that a comparison is over: how many per dimension, and how many of them are looked at."""
+
+    scope: Scope
+    """Those that are looked at."""
+    whole: Scope
+    """All of them: gold is scarce, and none of it is left out."""
+    tasks: Mapping[str, int]
+    looked_at: int
 
 
 @contextmanager
-def shared_tasks(project: Project, endpoint: Endpoint | None, tried: Sequence[str]) -> Iterator[dict[str, int]]:
-    """Within it, Scope(shared=True) looks at the tasks that all of `tried` worked on; yields how many per dimension.
+def chosen_tasks(
+    project: Project, endpoint: Endpoint | None, tried: Sequence[str], *, shared: bool, most: int | None
+) -> Iterator[Chosen]:
+    """Those that all of `tried` worked on, or all; of more than `most` so many are looked at, drawn as if at random.
 
-    Their ids lie in a temporary table of this connection, so that a dozen queries need not each find them again.
+    Their ids lie in temporary tables of this connection, so that a dozen queries need not each find them again; the
+    tables are gone after the block.
     """
-    tasks = Task.objects.filter(project=project)
-    scope = Scope(project, endpoint, shared=False)
-    for approach in tried:
-        if approach == Approach.MANUAL:
-            tasks = tasks.filter(Q(pk__in=scope.by_people().values("task")) | Q(pk__in=scope.skipped().values("task")))
-        else:
-            tasks = tasks.filter(pk__in=scope.settled(approach).values("task"))
-    sql, params = tasks.order_by().values("pk").query.sql_with_params()
     # A pooler before PostgreSQL leaves a connection to oneself for a transaction only. On SQLite, where the connection
     # is one's own, a transaction would keep everybody else from writing.
     around: AbstractContextManager[None] = _dropped_at_the_end()
-    columns = "(id INTEGER PRIMARY KEY)"
     if connection.vendor == "postgresql":
-        around, columns = transaction.atomic(), "(id bigint PRIMARY KEY) ON COMMIT DROP"
-    with around, connection.cursor() as cursor:
-        cursor.execute(f"DROP TABLE IF EXISTS {_SHARED}")
-        cursor.execute(f"CREATE TEMPORARY TABLE {_SHARED} {columns}")
-        cursor.execute(f"INSERT INTO {_SHARED} {sql}", params)
-        if connection.vendor == "postgresql":
-            cursor.execute(f"ANALYZE {_SHARED}")
-        found = Task.objects.filter(pk__in=_in_shared())
-        yield dict(found.values_list("dimension").annotate(number=Count("pk")).order_by())
+        around = transaction.atomic()
+    every = Task.objects.filter(project=project)
+    whole = Scope(project, endpoint)
+    with around:
+        numbers = _per_dimension(every)
+        if shared:
+            _keep(_CHOSEN, *_worked_on_by_all(every, whole, tried).values("pk").query.sql_with_params())
+            whole = Scope(project, endpoint, _CHOSEN)
+            numbers = _per_dimension(Task.objects.filter(pk__in=_kept(_CHOSEN)))
+        scope, looked_at = whole, sum(numbers.values())
+        if most is not None and looked_at > most:
+            drawn = whole.tasks().annotate(place=_place("pk")).filter(place__lt=_SCATTERED * most // looked_at)
+            looked_at = _keep(_DRAWN, *drawn.values("pk").query.sql_with_params())
+            scope = Scope(project, endpoint, _DRAWN)
+        yield Chosen(scope, whole, numbers, looked_at)
+
+
+def _keep(table: str, sql: str, params: Sequence[Any]) -> int:
+    """What a query selects, as a temporary table of ids. Returns how many."""
+    in_postgresql = connection.vendor == "postgresql"
+    columns = "(id bigint PRIMARY KEY) ON COMMIT DROP" if in_postgresql else "(id INTEGER PRIMARY KEY)"
+    with connection.cursor() as cursor:
+        cursor.execute(f"DROP TABLE IF EXISTS {table}")
+        cursor.execute(f"CREATE TEMPORARY TABLE {table} {columns}")
+        cursor.execute(f"INSERT INTO {table} {sql}", params)
+        kept: int = cursor.rowcount
+        if in_postgresql:
+            cursor.execute(f"ANALYZE {table}")
+    return kept
+
+
+def _kept(table: str) -> RawSQL:
+    return RawSQL(f"SELECT id FROM {table}", ())  # noqa: S608, S611 - a name of ours
 
 
 @contextmanager
@@ -229,30 +266,47 @@ def _dropped_at_the_end() -> Iterator[None]:
         yield
     finally:
         with connection.cursor() as cursor:
-            cursor.execute(f"DROP TABLE IF EXISTS {_SHARED}")
+            for table in (_CHOSEN, _DRAWN):
+                cursor.execute(f"DROP TABLE IF EXISTS {table}")
 
 
-def _in_shared() -> RawSQL:
-    return RawSQL(f"SELECT id FROM {_SHARED}", ())  # noqa: S608, S611 - a name of ours
+def _place(key: str) -> ExpressionWrapper[Any]:
+    """Where an id lands when ids are scattered."""
+    return ExpressionWrapper(F(key) * _SCATTER % _SCATTERED, output_field=BigIntegerField())
+
+
+def _worked_on_by_all(tasks: QuerySet[Task], scope: Scope, tried: Sequence[str]) -> QuerySet[Task]:
+    for approach in tried:
+        if approach == Approach.MANUAL:
+            tasks = tasks.filter(Q(pk__in=scope.by_people().values("task")) | Q(pk__in=scope.skipped().values("task")))
+        else:
+            tasks = tasks.filter(pk__in=scope.settled(approach).values("task"))
+    return tasks
+
+
+def _per_dimension(tasks: QuerySet[Task]) -> dict[str, int]:
+    return dict(tasks.values_list("dimension").annotate(number=Count("pk")).order_by())
 
 
 def tasks_per_dimension(project: Project) -> dict[str, int]:
     """All of them."""
-    return dict(project.tasks.values_list("dimension").annotate(number=Count("pk")).order_by())
+    return _per_dimension(Task.objects.filter(project=project))
 
 
 WorkOf = dict[tuple[str, str], Work]
 """By approach and dimension."""
 
 
-def work_done(scope: Scope) -> WorkOf:
+def work_done(chosen: Chosen) -> WorkOf:
     """Everything but the samples, which need to know how many records there are."""
     found: WorkOf = defaultdict(Work)
+    scope = chosen.scope
     _count_people(scope, found)
     _count_runs(scope, found)
     _count_calls(scope, found)
     _count_given(scope, found)
-    _check(scope, found)
+    _check_by_gold(chosen.whole, found)
+    _check_by_others(scope, found)
     return dict(found)
 
 
@@ -348,10 +402,9 @@ def _count_given(scope: Scope, found: WorkOf) -> None:
 # How right it is
 
 
-def _check(scope: Scope, found: WorkOf) -> None:
+def _check_by_gold(scope: Scope, found: WorkOf) -> None:
     automated = scope.settled(Approach.AUTOMATED.value).filter(_accepted())
     by_people = scope.by_people().exclude(pk__in=_turned_down())
-
     _hold(found, Approach.MANUAL, "gold", by_people.filter(task__gold__isnull=False), "answer", "task__gold__answer")
     _hold(
         found, Approach.AUTOMATED, "gold", automated.filter(task__gold__isnull=False),
@@ -359,6 +412,10 @@ def _check(scope: Scope, found: WorkOf) -> None:
     )  # fmt: skip
     _check_copies(scope, found)
 
+
+def _check_by_others(scope: Scope, found: WorkOf) -> None:
+    automated = scope.settled(Approach.AUTOMATED.value).filter(_accepted())
+    by_people = scope.by_people().exclude(pk__in=_turned_down())
     without_gold = automated.filter(task__gold=None)
     _hold(
         found, Approach.AUTOMATED, "others", without_gold.filter(task__resolution__source__in=_BY_OTHERS),
@@ -467,8 +524,7 @@ def sampled(scope: Scope, work: Mapping[tuple[str, str], Work]) -> dict[tuple[st
 
 def _sampled(scope: Scope, approach: str, numbers: Mapping[str, int]) -> dict[str, Sampled]:
     by_people = approach == Approach.MANUAL
-    scattered = F("pk" if by_people else "annotation_id") * _SCATTER % _SCATTERED
-    place = ExpressionWrapper(scattered, output_field=BigIntegerField())
+    place = _place("pk" if by_people else "annotation_id")
     drawn = Q(pk__in=[])
     for dimension, number in numbers.items():
         drawn |= Q(task__dimension=dimension, place__lt=_below(number))

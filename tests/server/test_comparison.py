@@ -12,7 +12,7 @@ from annotation_server.annotations.models import Annotation, Approach, Resolutio
 from annotation_server.annotations.services import add_gold, import_annotator, withdraw
 from annotation_server.projects.models import Membership, Project
 from annotation_server.runs.comparison import ALL, Comparison, Line, Measure, Reference, choose, compare
-from annotation_server.runs.comparison_queries import Scope, sampled, shared_tasks, work_done
+from annotation_server.runs.comparison_queries import chosen_tasks, sampled, work_done
 from annotation_server.runs.models import Attempt, RunTask
 from annotation_server.tasks.models import Flag, Task
 from tests.server.compared import make_run, settle
@@ -284,11 +284,11 @@ def test_a_sample_is_bounded_and_of_all_ages(project: Project, monkeypatch: pyte
     for number, task in enumerate(make_tasks(project, 100)):
         annotate(task, person, "A", rationale="Fine.", seconds_spent=1 if number < 50 else 2)
     assert line(compare(project), "manual").person_seconds == pytest.approx(1.5)  # of all of them
-    scope = Scope(project, None, shared=False)
-    found = sampled(scope, work_done(scope))["manual", SHADOW]
+    with chosen_tasks(project, None, ["manual"], shared=False, most=None) as chosen:
+        found, again = (sampled(chosen.scope, work_done(chosen))["manual", SHADOW] for _ in range(2))
     assert 15 <= found.records == len(found.texts) <= 20
     assert 5 <= found.person_seconds.count(1) <= 15  # old ones and new ones
-    assert found.person_seconds == sampled(scope, work_done(scope))["manual", SHADOW].person_seconds
+    assert found.person_seconds == again.person_seconds
 
 
 # Which tasks, whose work
@@ -316,8 +316,8 @@ def test_one_endpoint_by_itself(project: Project) -> None:
 
 
 def fail_over(project: Project) -> None:
-    with shared_tasks(project, None, ["manual"]) as tasks:
-        raise ZeroDivisionError(tasks)
+    with chosen_tasks(project, None, ["manual"], shared=True, most=None) as chosen:
+        raise ZeroDivisionError(chosen.tasks)
 
 
 def test_a_comparison_that_fails_is_no_hindrance_to_the_next(project: Project) -> None:
@@ -352,6 +352,28 @@ def test_dimensions_add_up(project: Project) -> None:
         [0.1, 0.3, 0.2]
     )
     assert line(found, "manual", ALL).texts == 2
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_of_very_many_tasks_some_are_drawn(project: Project, shared: bool) -> None:
+    """A hundred, twenty with gold; old ones took 10 s, new ones 30 s. Of about 30 drawn the mean is near 20 s."""
+    person = make_member(project)
+    tasks = make_tasks(project, 100)
+    add_gold({task: frozenset("A") for task in tasks[40:60]})
+    for number, task in enumerate(tasks):
+        annotate(task, person, "A", seconds_spent=10 if number < 50 else 30)
+    found = compare(project, shared=shared, most=30)
+    assert (found.tasks, found.project_tasks) == ({SHADOW: 100}, {SHADOW: 100})
+    assert 20 <= found.looked_at <= 40
+    drawn = line(found, "manual")
+    assert (drawn.asked, drawn.accepted) == (found.looked_at, found.looked_at)
+    assert drawn.person_seconds is not None
+    assert 14 < drawn.person_seconds < 26
+    assert drawn.gold.tasks == 20  # gold is scarce: none is left out
+    assert compare(project, shared=shared, most=30) == found
+    for most in (100, None):
+        whole = compare(project, shared=shared, most=most)
+        assert (whole.looked_at, line(whole, "manual").person_seconds) == (100, 20)
 
 
 # The mix

@@ -13,6 +13,7 @@ from annotation_server.annotations.csv_files import safe_cell
 from annotation_server.projects.models import Project
 from annotation_server.runs.comparison import Choice, Comparison, Line, Measure, Reference, choose, compare
 from annotation_server.runs.comparison_forms import WANTED
+from annotation_server.runs.comparison_queries import MOST_TASKS
 from annotation_server.runs.comparison_table import COLUMNS, choice_figures, figures, row
 from annotation_server.runs.correctness import Share
 from annotation_server.runs.mix import Option
@@ -33,6 +34,7 @@ class Command(BaseCommand):
         """Which project, over which tasks, and how to print it."""
         parser.add_argument("project", metavar="PROJECT", help="the project's slug")
         parser.add_argument("--all-tasks", action="store_true", help="not only those that all approaches worked on")
+        parser.add_argument("--every-task", action="store_true", help=f"also of more than {MOST_TASKS}; takes longer")
         parser.add_argument("--endpoint", metavar="NAME", help="of the model approaches only what this one did")
         parser.add_argument("--quality", type=float, default=WANTED, metavar="SHARE", help="to reach, from 0 to 1")
         parser.add_argument("--reference", choices=list(Reference), help="default: gold where there is any")
@@ -48,7 +50,12 @@ class Command(BaseCommand):
             raise CommandError(f"there is no project {options['project']!r}", returncode=2)
         if not 0 <= options["quality"] <= 1:
             raise CommandError(f"--quality is from 0 to 1, got {options['quality']:g}", returncode=2)
-        found = compare(project, shared=not options["all_tasks"], endpoint=_endpoint(project, options["endpoint"]))
+        found = compare(
+            project,
+            shared=not options["all_tasks"],
+            endpoint=_endpoint(project, options["endpoint"]),
+            most=None if options["every_task"] else MOST_TASKS,
+        )
         reference = Reference(options["reference"]) if options["reference"] else found.best_reference
         choice = choose(found, options["quality"], reference, Measure(options["measure"]))
         if options["json"]:
@@ -74,6 +81,8 @@ class Command(BaseCommand):
             return
         over = "that all of them worked on" if found.shared else "in all"
         self.stdout.write(f"{sum(found.tasks.values())} tasks {over}; tried: {', '.join(found.tried)}")
+        if found.looked_at < sum(found.tasks.values()):
+            self.stdout.write(f"{found.looked_at} of them were drawn (--every-task counts all)")
         if found.hourly_wage is None:
             self.stdout.write("no wage is set: what people's work costs is unknown")
         for endpoint in found.endpoints:
@@ -153,6 +162,7 @@ def _as_json(found: Comparison, choice: Choice) -> dict[str, Any]:
     return {
         "shared": found.shared,
         "tasks": dict(found.tasks),
+        "looked_at": found.looked_at,
         "hourly_wage": None if found.hourly_wage is None else str(found.hourly_wage),
         "tried": list(found.tried),
         "lines": [figures(line) for line in found.lines],
