@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from annotation_server.annotations.models import Approach
 from annotation_server.annotations.services import add_gold
 from annotation_server.client import Client as WinnowClient
 from annotation_server.projects.models import Membership, Project
+from annotation_server.runs.comparison import compare
 from annotation_server.templatetags.plots import cost_plot
 from tests.server.compared import make_run, settle
 from tests.server.factories import annotate, make_member, make_project, make_sample
@@ -190,6 +192,19 @@ def test_a_wage_is_a_setting_that_annotators_do_not_see(client: Client, project:
         fields = {"slug": "x", "name": "X", "hourly_wage": wrong}
         refused = client.post("/api/v1/projects", fields, content_type="application/json")
         assert (refused.status_code, refused.json()["error"]["field"]) == (422, "hourly_wage")
+
+
+def test_it_says_when_tasks_were_drawn(client: Client, tried: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "of them were drawn by chance, and all figures are of those."
+    assert said not in shown(client)
+    for module in ("comparison_views", "comparison_api"):
+        monkeypatch.setattr(f"annotation_server.runs.{module}.compare", partial(compare, most=0))
+    assert f"Over the 2 tasks that all of them worked on. 0 {said}" in shown(client)
+    assert client.get(f"/api/v1{ADDRESS}").json()["looked_at"] == 0
+
+    monkeypatch.setattr("annotation_server.runs.management.commands.compare_approaches.MOST_TASKS", 0)
+    assert "0 of them were drawn (--every-task counts all)" in printed("bottles")
+    assert "of them were drawn" not in printed("bottles", "--every-task")
 
 
 # The command
