@@ -31,7 +31,9 @@ class Command(BaseCommand):
         parser.add_argument("--limit", type=int, metavar="N", help="at most so many tasks")
         parser.add_argument("--budget", metavar="USD", help="make no call that could take the run's cost above this")
         parser.add_argument("--dimension", action="append", default=[], choices=[d.value for d in DIMENSIONS])
-        parser.add_argument("--resolved-too", action="store_true", help="automated: also tasks that have an answer")
+        parser.add_argument(
+            "--resolved-too", action="store_true", help="to compare approaches: also tasks that are done"
+        )
         parser.add_argument("--here", action="store_true", help="start a worker for it, without a queue server")
 
     def handle(self, *args: Any, **options: Any) -> None:
