@@ -72,6 +72,8 @@ def test_near_copies() -> None:
     )
     assert nearly_the_same([words_of("fine"), words_of("Fine."), words_of(other)]) == pytest.approx(2 / 3)
     assert nearly_the_same([words_of("fine"), words_of("bad")]) == 0
+    # Six words and one more: 4 of 5 triples, just four fifths.
+    assert nearly_the_same([words_of("a b c d e f"), words_of("a b c d e f g")]) == 1
     assert nearly_the_same([words_of("fine")]) is None
 
 
