@@ -28,6 +28,7 @@ from annotation_server.jobs.models import Job, JobKind
 from annotation_server.projects.access import projects_of
 from annotation_server.projects.api import router as projects_router
 from annotation_server.runs.api import router as runs_router
+from annotation_server.runs.comparison_api import router as comparison_router
 from annotation_server.runs.models import EndpointTest, RunChunk
 from annotation_server.runs.services import EndpointRefused, RunRefused
 from annotation_server.samples.api import router as samples_router
@@ -48,6 +49,7 @@ for router in (
     annotations_router,
     quality_router,
     runs_router,
+    comparison_router,
     datasets_router,
 ):
     api.add_router("", router)

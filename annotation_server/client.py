@@ -213,6 +213,10 @@ class Client:
     def start_run(self, slug: str, endpoint: str, approach: str, **wanted: object) -> dict[str, Any]:
         return self._object("POST", f"/projects/{slug}/runs", {"endpoint": endpoint, "approach": approach, **wanted})
 
+    def approaches(self, slug: str, **asked: object) -> dict[str, Any]:
+        """What each approach costs and achieves; `asked`: tasks, endpoint, quality, reference, measure."""
+        return self._object("GET", f"/projects/{slug}/approaches", params=asked)
+
     def runs(self, slug: str) -> list[dict[str, Any]]:
         """The project's runs, the newest first."""
         return self._list("GET", f"/projects/{slug}/runs")

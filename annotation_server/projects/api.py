@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from django.core.exceptions import PermissionDenied
 from ninja import Field, Router, Schema
 
@@ -71,6 +73,8 @@ class ProjectIn(Schema):
     rationale_max_words: int | None = Field(600, ge=1, le=1_000_000)
     near_copy: float | None = Field(0.8, ge=0, le=1)
     blind_resolve: bool = False
+    hourly_wage: Decimal | None = Field(None, ge=0, max_digits=8, decimal_places=2)
+    """USD; said where approaches are compared, not to annotators."""
     validation_share: float = Field(0.05, ge=0, le=1)
     test_share: float = Field(0.05, ge=0, le=1)
 

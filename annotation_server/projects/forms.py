@@ -47,6 +47,7 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
             "rationale_max_words",
             "near_copy",
             "blind_resolve",
+            "hourly_wage",
             "validation_share",
             "test_share",
         )
@@ -71,6 +72,7 @@ class ProjectForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts a
             "rationale_max_words": _("Most words of a model’s reasoning"),
             "near_copy": _("Likeness at which a reasoning is a near-copy"),
             "blind_resolve": _("Explained answers are solved again, blind"),
+            "hourly_wage": _("Wage per hour in USD"),
             "validation_share": _("Share of originals for validation"),
             "test_share": _("Share of originals for test"),
         }

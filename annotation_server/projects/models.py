@@ -120,6 +120,14 @@ class Project(models.Model):
             "About twice the calls."
         ),
     )
+    hourly_wage = models.DecimalField(
+        max_digits=8,
+        decimal_places=2,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0)],
+        help_text=_("What an hour of annotating costs: approaches are compared by it. Empty: unknown."),
+    )
     validation_share = models.FloatField(default=0.05, validators=[MinValueValidator(0), MaxValueValidator(1)])
     test_share = models.FloatField(default=0.05, validators=[MinValueValidator(0), MaxValueValidator(1)])
     created_at = models.DateTimeField(auto_now_add=True)

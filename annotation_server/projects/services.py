@@ -36,6 +36,7 @@ EDITABLE = (
     "rationale_max_words",
     "near_copy",
     "blind_resolve",
+    "hourly_wage",
     "validation_share",
     "test_share",
 )

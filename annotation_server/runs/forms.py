@@ -114,7 +114,9 @@ class RunForm(forms.Form):
         initial=Approach.AUTOMATED.value,
     )
     resolved_too = forms.BooleanField(
-        label=_("Also tasks that have an answer"), required=False, help_text=_("Automated: to compare with it.")
+        label=_("Also tasks that have an answer"),
+        required=False,
+        help_text=_("To compare approaches. Answer-driven: also those that have a rationale."),
     )
     limit = forms.IntegerField(
         label=_("At most so many tasks"), required=False, min_value=1, help_text=_("Empty: all of them.")

@@ -34,7 +34,7 @@ class Wanted:
     task_ids: Collection[int] | None = None
     """Only these tasks; None: all that the approach can work on."""
     resolved_too: bool = False
-    """Automated: also tasks that have an answer, to compare with it."""
+    """To compare approaches. Automated: also tasks that have an answer; answer-driven: also those with a rationale."""
     limit: int | None = None
 
 
@@ -75,19 +75,20 @@ def select_tasks(wanted: Wanted, *, after: int = 0, but: int = 0) -> QuerySet[Ta
     )
     tasks = tasks.exclude(Exists(by_this_annotator))
     if wanted.approach == Approach.ANSWER_DRIVEN:
-        tasks = tasks.filter(_answer_without_rationale())
+        tasks = tasks.filter(_answer_to_explain(explained_too=wanted.resolved_too))
     elif not wanted.resolved_too:
         tasks = tasks.exclude(state=Task.State.RESOLVED)
     tasks = tasks.order_by("pk")
     return tasks if wanted.limit is None else tasks[: max(0, wanted.limit - but)]
 
 
-def _answer_without_rationale() -> Q:
+def _answer_to_explain(*, explained_too: bool) -> Q:
     """Resolved tasks nobody gave a reasoning for, and open ones with a first vote. Disputed ones have no answer yet."""
+    resolved = Q(resolution__isnull=False)
+    if not explained_too:
+        resolved &= Q(resolution__rationale_from=None)
     voted = Q(Exists(Annotation.objects.filter(task=OuterRef("pk"), standing=Annotation.Standing.VOTE)))
-    return Q(resolution__isnull=False, resolution__rationale_from=None) | (
-        Q(resolution=None, state=Task.State.OPEN) & (Q(gold__isnull=False) | voted)
-    )
+    return resolved | (Q(resolution=None, state=Task.State.OPEN) & (Q(gold__isnull=False) | voted))
 
 
 def with_given_answers(wanted: Wanted, tasks: QuerySet[Task]) -> Iterator[Selected]:

@@ -15,6 +15,7 @@ from annotation_server.projects.models import Membership, Project
 from annotation_server.samples.models import Candidate
 from annotation_server.tasks.models import Task
 from tests.browser.conftest import picture
+from tests.server.compared import make_run, settle
 from tests.server.factories import annotate, make_member, make_project, make_sample
 
 pytestmark = [pytest.mark.needs_chromium, pytest.mark.slow, pytest.mark.django_db(transaction=True)]
@@ -33,6 +34,7 @@ PAGES = (
     "/projects/bottles/review",
     "/projects/bottles/review?kind=resolved&share=100",
     "/projects/bottles/agreement",
+    "/projects/bottles/approaches",
     "/projects/bottles/people",
     "/projects/bottles/imports",
     "/projects/bottles/runs",
@@ -44,8 +46,8 @@ PAGES = (
 
 @pytest.fixture
 def manager() -> Person:
-    """Of a project with a resolved, a disputed and open tasks."""
-    project = make_project(slug="bottles", overlap=2, dimensions=["physical_shadow"])
+    """Of a project with a resolved, a disputed and open tasks, one of which a model answered."""
+    project = make_project(slug="bottles", overlap=2, dimensions=["physical_shadow"], hourly_wage=12)
     for number in range(4):
         sample, _ = make_sample(project, external_id=f"bottle-{number}", original=picture("slategray"))
         for candidate, colour in zip(sample.candidates.order_by("letter"), ("tomato", "gold", "teal"), strict=False):
@@ -54,7 +56,8 @@ def manager() -> Person:
     first, second = make_member(project), make_member(project)
     tasks = list(Task.objects.order_by("pk"))
     for person in (first, second):
-        annotate(tasks[0], person, "AB", rationale="A and B touch their shadows.")
+        annotate(tasks[0], person, "AB", rationale="A and B touch their shadows.", seconds_spent=10)
+    settle(make_run(project), tasks[0], "AB", "Both stand.")
     annotate(tasks[1], first, "A", rationale="Only A.", marks=[{"letter": "B", "x": 0.5, "y": 0.5}])
     annotate(tasks[1], second, "B")
     return make_member(project, Membership.Role.MANAGER, username="manager")

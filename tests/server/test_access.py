@@ -23,6 +23,7 @@ PAGES = {
     "/projects/{slug}/annotate": {Role.MANAGER, Role.REVIEWER, Role.ANNOTATOR},
     "/projects/{slug}/disputed": {Role.MANAGER, Role.REVIEWER},
     "/projects/{slug}/review": {Role.MANAGER, Role.REVIEWER},
+    "/projects/{slug}/approaches": {Role.MANAGER, Role.REVIEWER, Role.ML_ENGINEER},
     "/projects/{slug}/imports": {Role.MANAGER},
     "/projects/{slug}/runs": {Role.MANAGER, Role.ML_ENGINEER},
     "/projects/{slug}/runs/start": {Role.MANAGER, Role.ML_ENGINEER},

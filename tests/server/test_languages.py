@@ -132,6 +132,7 @@ def test_choosing_a_language_answers_in_it(client: Client) -> None:
         "review",
         "people",
         "agreement",
+        "approaches",
         "imports",
         "runs",
         "versions",

@@ -38,7 +38,9 @@ class Command(BaseCommand):
         parser.add_argument("--json-answers", action="store_true", help="automated: ask for answers in a JSON schema")
         parser.add_argument("--estimate", action="store_true", help="say what it would take, and start nothing")
         parser.add_argument("--dimension", action="append", default=[], choices=[d.value for d in DIMENSIONS])
-        parser.add_argument("--resolved-too", action="store_true", help="automated: also tasks that have an answer")
+        parser.add_argument(
+            "--resolved-too", action="store_true", help="to compare approaches: also tasks that are done"
+        )
         parser.add_argument("--here", action="store_true", help="start a worker for it, without a queue server")
 
     def handle(self, *args: Any, **options: Any) -> None:
