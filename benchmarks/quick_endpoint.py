@@ -1,7 +1,7 @@
 """A chat endpoint that does nothing but wait: as fast as one process of Python can be, so that callers are measured.
 
 `python -m benchmarks.quick_endpoint --delay 0.2` prints its port. Every POST is answered after the delay with the same
-completion under an id of its own. Not here: misbehaving (tests/workers/fake_endpoint.py).
+answer in other words. Not here: misbehaving (tests/workers/fake_endpoint.py).
 """
 
 from __future__ import annotations
@@ -10,22 +10,44 @@ import argparse
 import asyncio
 import itertools
 import json
+import random
 
-COMPLETION = "<think>A stands on the ground and casts a shadow; B floats above it.</think><answer>A</answer>"
+_WORDS = (
+    "amber",
+    "bench",
+    "cloud",
+    "dusk",
+    "ember",
+    "fern",
+    "glass",
+    "haze",
+    "ivory",
+    "jetty",
+    "kelp",
+    "linen",
+    "moss",
+)
+_SAID = "<think>A casts a shadow on WORDS.</think><answer>A</answer>"
 _BODY = json.dumps(
     {
-        "id": "chatcmpl-000000000000",
+        "id": "chatcmpl-NUMBER",
         "object": "chat.completion",
         "created": 0,
         "model": "quick",
         "choices": [
-            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": COMPLETION}},
+            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": _SAID}},
         ],
         "usage": {"prompt_tokens": 2000, "completion_tokens": 40, "total_tokens": 2040},
     }
-).encode()
-_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
+)
 _numbers = itertools.count(1)
+
+
+def _response() -> bytes:
+    """The same answer, every time in other words: nobody's near-copy."""
+    words = " ".join(random.choices(_WORDS, k=40))
+    body = _BODY.replace("NUMBER", str(next(_numbers))).replace("WORDS", words).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
 class _Caller(asyncio.Protocol):
@@ -51,8 +73,7 @@ class _Caller(asyncio.Protocol):
         self._missing -= len(data)
         if self._missing == 0:
             self._missing = -1
-            response = _RESPONSE.replace(b"-000000000000", b"-%012d" % next(_numbers), 1)
-            asyncio.get_running_loop().call_later(self.delay, self._transport.write, response)
+            asyncio.get_running_loop().call_later(self.delay, self._transport.write, _response())
 
 
 async def serve(delay: float) -> None:
