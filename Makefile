@@ -29,7 +29,7 @@ test: $(SERVER) $(TRAINER) $(DEV)  ## all tests under a minute each; ARGS="-k qu
 demo: $(SERVER) $(TRAINER)  ## the whole loop on drawn scenes in a throw-away home, ending with one table
 	@exec $(PYTHON) -m benchmarks.demo
 
-bench: $(SERVER) $(TRAINER) $(DEV)  ## the measured claims, one JSON object per line; ONLY=workbench|trainer for a part
+bench: $(SERVER) $(TRAINER) $(DEV)  ## the measured claims, one JSON object per line; ONLY=workbench|runs|trainer for a part
 	@exec $(PYTHON) -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 soak: $(SERVER) $(TRAINER) $(DEV)  ## every test of more than a minute: kills, load

@@ -7,13 +7,17 @@ the tuples of `values_list`. Not here: caching of rows, there is none; inserts, 
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from django.db import connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
 from django.db.models import Expression, Model, QuerySet
 from django.db.models.query import FlatValuesListIterable, ModelIterable, get_related_populators
 from django.db.models.sql import UpdateQuery
@@ -50,7 +54,7 @@ class _Prepared(Generic[Row]):
     def plan(self, **values: object) -> str:
         """What the database means to do for these values, in its own words."""
         compiled = self._compiled(values)
-        with connection.cursor() as cursor:
+        with _cursor() as cursor:
             cursor.execute(f"{connection.ops.explain_query_prefix()} {compiled.sql}", compiled.bind(values))
             return "\n".join(str(row[-1]) for row in cursor.fetchall())
 
@@ -109,6 +113,11 @@ class PreparedUpdate(_Prepared[int]):
         """How many rows it changed."""
         return self._compiled(values).execute(values)
 
+    def many(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Once for each of the rows, sent together: far cheaper than `bulk_update`, whose SQL grows with the rows."""
+        if rows:
+            self._compiled(rows[0]).execute_many(rows)
+
     def _compile(self, params: Params) -> _Compiled:
         queryset, changes = self._build(params)
         query = queryset.query.chain(UpdateQuery)
@@ -124,7 +133,7 @@ class _Compiled:
     """The SQL of a query, with the names of its values, and how its rows become what the queryset yields."""
 
     def __init__(self, sql: str, template: Sequence[Any], compiler: SQLCompiler, queryset: QuerySet[Any, Any]) -> None:
-        self.sql, self.template = sql, tuple(template)
+        self.sql, self._params = _with_constants(sql, template)
         if isinstance(compiler.query, UpdateQuery):
             return
         columns = [column for column, _, _ in compiler.select]
@@ -145,12 +154,16 @@ class _Compiled:
         self._annotations = list((compiler.annotation_col_map or {}).items())
 
     def execute(self, values: Mapping[str, object]) -> int:
-        with transaction.mark_for_rollback_on_error("default"), connection.cursor() as cursor:
+        with transaction.mark_for_rollback_on_error("default"), _cursor() as cursor:
             cursor.execute(self.sql, self.bind(values))
             return int(cursor.rowcount)
 
+    def execute_many(self, rows: Sequence[Mapping[str, object]]) -> None:
+        with transaction.mark_for_rollback_on_error("default"), _cursor() as cursor:
+            cursor.executemany(self.sql, [self.bind(values) for values in rows])
+
     def rows(self, values: Mapping[str, object]) -> list[Any]:
-        with connection.cursor() as cursor:
+        with _cursor() as cursor:
             cursor.execute(self.sql, self.bind(values))
             rows = [list(row) for row in cursor.fetchall()]
         for row in rows:
@@ -169,7 +182,46 @@ class _Compiled:
         return made
 
     def bind(self, values: Mapping[str, object]) -> list[Any]:
-        return [_for_database(_value(part, values)) if isinstance(part, Param) else part for part in self.template]
+        return [_for_database(_value(param, values)) for param in self._params]
+
+
+def _with_constants(sql: str, template: Sequence[Any]) -> tuple[str, list[Param]]:
+    """The SQL with everything but the Params written into it: a partial index is used only where its condition is seen
+    when the statement is planned, which is before there are values."""
+    parts = re.split("(%%|%s)", sql)
+    rest = iter(template)
+    params = []
+    for place, part in enumerate(parts):
+        if part == "%s":
+            value = next(rest)
+            if isinstance(value, Param):
+                params.append(value)
+            else:
+                parts[place] = _literal(value)
+    return "".join(parts), params
+
+
+def _literal(value: object) -> str:
+    """A constant of our own code in SQL."""
+    if isinstance(value, bool):
+        return ("TRUE" if value else "FALSE") if connection.vendor == "postgresql" else str(int(value))
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''").replace("%", "%%") + "'"
+    raise TypeError(f"{value!r} cannot stand in a prepared query: make it a Param")
+
+
+@contextmanager
+def _cursor() -> Iterator[CursorWrapper]:
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            from django.db.backends.postgresql.base import ServerBindingCursor  # needs psycopg
+
+            # Django's own writes values into the SQL, so that every statement is a new one to be planned.
+            cursor.cursor.close()
+            cursor.cursor = ServerBindingCursor(connection.connection)  # type: ignore[call-arg]
+        yield cursor
 
 
 def _value(param: Param, values: Mapping[str, Any]) -> Any:
@@ -180,6 +232,8 @@ def _for_database(value: Any) -> Any:
     """What Django's fields make of the kinds of value that stand in conditions."""
     if isinstance(value, datetime):
         return connection.ops.adapt_datetimefield_value(value)
+    if isinstance(value, Decimal):
+        return f"{value:f}"  # as Django's fields do; SQLite knows no decimals
     if isinstance(value, uuid.UUID) and not connection.features.has_native_uuid_field:
         return value.hex
     return value

@@ -122,6 +122,9 @@ def database(url: str) -> dict[str, Any]:
         case "django.db.backends.postgresql":
             config["CONN_MAX_AGE"] = 60
             config["CONN_HEALTH_CHECKS"] = True
+            # What prepared.py asks again and again is planned once per connection. Django leaves this out for the sake
+            # of old connection poolers (docs/operator.md).
+            config.setdefault("OPTIONS", {}).setdefault("prepare_threshold", 3)
         case other:
             raise ImproperlyConfigured(f"DATABASE_URL: use sqlite:// or postgresql://, not {other}")
     return config

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypedDict
 
-PARTS = ("workbench", "trainer")
+PARTS = ("workbench", "runs", "trainer")
 """The modules of this folder that measure something."""
 
 

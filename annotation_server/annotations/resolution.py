@@ -68,12 +68,17 @@ def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None
     advice = {annotation.pk for annotation in known if annotation.standing == Annotation.Standing.ADVICE}
     latest = {said.task_id: said.verdict for said in reviews if said.annotation_id not in advice}  # the last stands
     rejected = {task_id for task_id, verdict in latest.items() if verdict == Review.Verdict.REJECTED}
-    wanted = Counter(_slots(tasks=ids))
+    wanted: Counter[int] = Counter()
+    asking: set[int] = set()
+    for task_id, of_slot in _slots(tasks=ids):
+        wanted[task_id] += 1
+        if of_slot != Slot.State.DONE:
+            asking.add(task_id)
     gold = dict(_gold(tasks=ids))
     standing = {resolution.task_id: resolution for resolution in _standing(tasks=ids)}
 
     made, changed, removed = [], [], []
-    states: dict[str, list[int]] = defaultdict(list)
+    states: dict[tuple[str, bool], list[int]] = defaultdict(list)
     for task in tasks:
         before = standing.get(task.pk)
         after, state = _resolve(
@@ -94,17 +99,17 @@ def _settle_some(tasks: Sequence[Task], projects: Mapping[int, Project]) -> None
         elif any(getattr(before, name) != getattr(after, name) for name in _DECIDED_FIELDS):
             after.pk, after.updated_at = before.pk, timezone.now()
             changed.append(after)
-        if task.state != state:
-            task.state = state
-            states[state].append(task.pk)
+        if (task.state, task.asking) != (state, task.pk in asking):
+            task.state, task.asking = state, task.pk in asking
+            states[task.state, task.asking].append(task.pk)
     if removed:
         Resolution.objects.filter(pk__in=removed).delete()
     Resolution.objects.bulk_create(made)
     if changed:
         fields = [*(name.removesuffix("_id") for name in _DECIDED_FIELDS), "updated_at"]
         Resolution.objects.bulk_update(changed, fields)
-    for state, of_state in states.items():
-        _set_state(tasks=of_state, state=state)
+    for (state, still_asking), of_state in states.items():
+        _set_state(tasks=of_state, state=state, asking=still_asking)
 
 
 _COUNTED = (Annotation.Standing.VOTE, Annotation.Standing.ADVICE, Annotation.Standing.DECISION)
@@ -118,10 +123,12 @@ _counted = PreparedQuery(
 _reviews = PreparedQuery(
     lambda p: Review.objects.filter(task__id__in=p("tasks")).order_by("pk").only("task_id", "annotation_id", "verdict")
 )
-_slots = PreparedQuery(lambda p: Slot.objects.filter(task__id__in=p("tasks")).values_list("task_id", flat=True))
+_slots = PreparedQuery(lambda p: Slot.objects.filter(task__id__in=p("tasks")).values_list("task_id", "state"))
 _gold = PreparedQuery(lambda p: GoldAnswer.objects.filter(task__id__in=p("tasks")).values_list("task_id", "answer"))
 _standing = PreparedQuery(lambda p: Resolution.objects.filter(task__id__in=p("tasks")))
-_set_state = PreparedUpdate(lambda p: (Task.objects.filter(pk__in=p("tasks")), {"state": p("state")}))
+_set_state = PreparedUpdate(
+    lambda p: (Task.objects.filter(pk__in=p("tasks")), {"state": p("state"), "asking": p("asking")})
+)
 
 _DECIDED_FIELDS = ("answer", "source", "rationale_from_id", "votes", "agreement", "decided_by_id")
 

@@ -208,13 +208,16 @@ def task_rows(
     Who sees nobody's answers browses what they have answered. To who may still vote on a task it is open, whatever
     else it is: "resolved" would give away that its answer is known (gold). The filter agrees with what is shown.
     """
-    tasks = _wanted_tasks(access, wanted).select_related("sample")
-    tasks = tasks.filter(pk__lt=before).order_by("-pk") if before else tasks.filter(pk__gt=after).order_by("pk")
-    found = list(tasks[: (rows or PAGE_ROWS) + 1])
-    return task_rows_shown(access, found[::-1] if before else found)
+    found: dict[int, Task] = {}
+    for tasks in _wanted_tasks(access, wanted):
+        here = tasks.filter(pk__lt=before).order_by("-pk") if before else tasks.filter(pk__gt=after).order_by("pk")
+        found |= {task.pk: task for task in here.select_related("sample")[: (rows or PAGE_ROWS) + 1]}
+    page = sorted(found, reverse=bool(before))[: (rows or PAGE_ROWS) + 1]
+    return task_rows_shown(access, [found[pk] for pk in sorted(page)])
 
 
-def _wanted_tasks(access: Access, wanted: TaskFilter) -> QuerySet[Task]:
+def _wanted_tasks(access: Access, wanted: TaskFilter) -> list[QuerySet[Task]]:
+    """The tasks that a filter leaves, in parts that may overlap, each with an index to walk by."""
     blind = blind_to(access)
     tasks = access.project.tasks.all()
     if not access.allows(Capability.SEE_ANSWERS):
@@ -224,9 +227,7 @@ def _wanted_tasks(access: Access, wanted: TaskFilter) -> QuerySet[Task]:
         tasks = tasks.filter(dimension=wanted.dimension)
     if wanted.sample:
         tasks = tasks.filter(sample__in=access.project.samples.filter(external_id__startswith=wanted.sample))
-    if wanted.state == Task.State.OPEN:
-        tasks = tasks.filter(Q(state=wanted.state) | blind)
-    elif wanted.state:
+    if wanted.state and wanted.state != Task.State.OPEN:
         tasks = tasks.filter(~blind, state=wanted.state)
     if access.allows(Capability.SEE_ANSWERS):
         said = Annotation.objects.filter(task=OuterRef("pk")).exclude(standing=Annotation.Standing.WITHDRAWN)
@@ -242,7 +243,15 @@ def _wanted_tasks(access: Access, wanted: TaskFilter) -> QuerySet[Task]:
             tasks = tasks.filter(pk__in=flags.filter(task__project=access.project).values("task"))
         if wanted.skipped:
             tasks = tasks.filter(pk__in=flags.filter(task__project=access.project, skipped=True).values("task"))
-    return tasks
+    if wanted.state != Task.State.OPEN:
+        return [tasks]
+    # One OR of the three would walk past every task that is done.
+    answered = tasks.exclude(state=Task.State.OPEN).filter(blind)
+    return [
+        tasks.filter(state=Task.State.OPEN),
+        answered.filter(asking=True),
+        answered.filter(pk__in=GoldAnswer.objects.filter(task__project=access.project).values("task")),
+    ]
 
 
 def task_rows_shown(access: Access, tasks: Sequence[Task]) -> list[TaskRow]:

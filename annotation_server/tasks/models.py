@@ -40,6 +40,7 @@ class Task(models.Model):
     dimension = models.CharField(max_length=24, choices=Dimension)
     candidate_count = models.PositiveSmallIntegerField(help_text="Of its sample: what an answer may contain.")
     state = models.CharField(max_length=8, choices=State, default=State.OPEN)
+    asking = models.BooleanField(default=True, help_text="Some slot is unfilled. Set with the state, by settling.")
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -49,7 +50,13 @@ class Task(models.Model):
                 name="task_dimension_is_known", condition=Q(dimension__in=[d.value for d in DIMENSIONS])
             ),
         )
-        indexes = (models.Index(name="task_by_state", fields=("project", "state", "id")),)
+        indexes = (
+            models.Index(name="task_by_state", fields=("project", "state", "id")),
+            # Tasks with an answer about which somebody may still be asked: open to some, and few.
+            models.Index(
+                name="task_still_asking", fields=("project", "id"), condition=Q(asking=True) & ~Q(state="open")
+            ),
+        )
 
     def __str__(self) -> str:
         return f"{self.sample}:{self.dimension}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 from django.db import IntegrityError, connection, transaction
@@ -13,6 +14,8 @@ from django.utils import timezone
 
 from annotation_server.annotations.models import Annotation
 from annotation_server.prepared import Params, PreparedQuery, PreparedUpdate
+from annotation_server.runs.models import Endpoint
+from annotation_server.runs.services import create_endpoint
 from annotation_server.tasks.models import Slot, Task
 from annotation_server.tasks.services import claim_next
 from tests.server.factories import annotate, make_member, make_project, make_sample, make_task
@@ -90,6 +93,22 @@ def test_an_update_says_how_many_rows_it_changed() -> None:
     assert lend(task=tasks[1].pk, **values) == 1
     slot = Slot.objects.get(task=tasks[1])
     assert (slot.person_id, slot.lease_token, slot.lease_expires_at) == tuple(values.values())
+
+
+def test_many_updates_go_together_each_with_its_own_values() -> None:
+    tasks = [make_task() for _ in range(3)]
+    say = PreparedUpdate(lambda p: (Task.objects.filter(pk=p("task")), {"state": p("state")}))
+    say.many([])
+    say.many([{"task": tasks[0].pk, "state": "disputed"}, {"task": tasks[2].pk, "state": "resolved"}])
+    assert list(Task.objects.order_by("pk").values_list("state", flat=True)) == ["disputed", "open", "resolved"]
+
+
+def test_money_is_kept_to_the_last_place() -> None:
+    endpoint = create_endpoint(name="e", base_url="http://127.0.0.1:9/v1", model="m")
+    price = PreparedUpdate(lambda p: (Endpoint.objects.filter(pk=p("endpoint")), {"input_price": p("price")}))
+    for value in (Decimal("0.000001"), Decimal("0E-8"), Decimal(123456)):
+        assert price(endpoint=endpoint.pk, price=value) == 1
+        assert Endpoint.objects.get().input_price == value
 
 
 def test_a_value_may_be_none_in_what_is_set() -> None:

@@ -66,7 +66,7 @@ def assert_settled(project: Project, overlap: int) -> None:
     assert {slot.pk: (slot.task_id, slot.person_id, slot.state) for slot in slots} == {
         vote.slot_id: (vote.task_id, vote.annotator.person_id, "done") for vote in votes.select_related("annotator")
     }
-    assert set(tasks.values_list("state", flat=True)) == {"resolved"}
+    assert set(tasks.values_list("state", "asking")) == {("resolved", False)}
 
 
 @pytest.mark.parametrize("overlap", [1, 2, 3])

@@ -57,6 +57,38 @@ def test_every_filter_finds_its_tasks(project: Project) -> None:
     assert found(project, annotator=annotator_for(annotator).pk) == [agreed]
 
 
+def test_what_is_open_to_a_voter_is_found_as_open_whatever_answer_it_has(project: Project) -> None:
+    project.overlap, project.model_confidence = 2, 0.0
+    project.save()
+    voted, known, by_model, done, opened = (make_task(project) for _ in range(5))
+    reviewer, others = make_member(project, Role.REVIEWER), [make_member(project) for _ in range(2)]
+    add_gold({known: frozenset("A")})
+    annotate(by_model, model_annotator("m"), "A", approach=Approach.AUTOMATED, confidence=0.9)
+    annotate(voted, reviewer, "A")
+    annotate(voted, model_annotator("m"), "A", approach=Approach.AUTOMATED, confidence=0.9)
+    for other in others:
+        annotate(done, other, "A")
+    access = access_to(reviewer, project.slug)
+
+    def pages(state: str) -> list[Task]:
+        found: list[Task] = []
+        while rows := task_rows(access, TaskFilter(state=state), after=found[-1].pk if found else 0, rows=1):
+            found.append(rows[0].task)
+        return found
+
+    assert pages("open") == [known, by_model, opened]
+    assert pages("resolved") == [voted, done]
+    before = task_rows(access, TaskFilter(state="open"), before=opened.pk, rows=1)
+    assert [row.task for row in before] == [known, by_model]
+    assert set(Task.objects.values_list("pk", "state", "asking")) == {
+        (voted.pk, "resolved", True),
+        (known.pk, "resolved", False),
+        (by_model.pk, "resolved", True),
+        (done.pk, "resolved", False),
+        (opened.pk, "open", True),
+    }
+
+
 def test_flags_are_for_those_who_deal_with_them(project: Project) -> None:
     annotator = make_member(project)
     make_task(project)

@@ -32,7 +32,7 @@ def test_it_works() -> None:
 
     assert claim.task == task
     task.refresh_from_db()
-    assert task.state == "open"
+    assert (task.state, task.asking) == ("open", True)
     assert not Resolution.objects.exists()  # the automatic resolution went with it
     draft = Draft.objects.get()
     assert (draft.person, draft.answer, draft.rationale, draft.marks) == (annotator, ["A", "C"], "B floats.", [mark])
