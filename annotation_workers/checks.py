@@ -136,28 +136,31 @@ _CRITERION_WORDS = 8
 
 _TOLD = re.compile(
     r"\b(?:the|this|that|your|a)\s+(?:given|provided|supplied|stated|known|expected|specified|target|"
-    r"pre-?determined|reference|gold(?:en)?)\s+(?:correct\s+|final\s+)?(?:answers?|verdicts?|labels|solution|conclusion)\b|"
+    r"pre-?determined|reference|gold(?:en)?)\s+(?:correct\s+|final\s+)?(?:answers?|verdicts?|solution|conclusion)\b|"
     r"\b(?:given|knowing|assuming|since|because|as)\s+(?:that\s+)?the\s+(?:correct\s+|final\s+|right\s+)?answer\s+"
     r"(?:is|was|lists|says|must|states|names)\b|"
     r"\b(?:the\s+)?(?:correct\s+|right\s+)?answer\s+(?:was|has been|is already|is)\s+(?:already\s+)?"
     r"(?:given|provided|known|told|supplied|stated)\b|"
     r"\b(?:I|we)\s+(?:was|were|am|are|have been|had been|'ve been)\s+(?:already\s+)?"
-    r"(?:told|given|informed|instructed|asked|provided|supplied)\b|"
-    r"\baccording\s+to\s+the\s+(?:given|provided|instructions?|prompt|question|annotator|annotation|human|user|answer)\b|"
+    r"(?:told|informed|instructed|asked\s+to\s+(?:explain|justify|reason|write)|"
+    r"(?:given|provided|supplied)\s+(?:with\s+)?(?:the\s+)?(?:correct\s+|final\s+)?answers?)\b|"
+    r"\baccording\s+to\s+the\s+(?:given|provided|instructions?|prompt|annotator|annotation|human|user|answer)\b|"
     r"\bas\s+(?:\w+\s+)?(?:given|stated|instructed|requested|specified|indicated|told|provided|asked)\s+"
     r"(?:in|by|to|me|for)?\s*(?:the\s+)?(?:prompt|question|instructions?|task|user|you|above|beforehand|answer)\b|"
     r"\bas\s+(?:requested|instructed|you\s+(?:said|asked|wish|requested|pointed))\b|"
     r"\b(?:to|must|should|need to|have to|will)\s+(?:justify|rationali[sz]e|defend|arrive at|support)\s+"
     r"(?:the|this|that|your)\s+(?:given\s+|final\s+|correct\s+)?(?:answer|verdict|conclusion|selection|choice)\b|"
-    r"\bas if (?:I|we|you) had\b|\bground[- ]truth\b|\b(?:the|this|your) prompt\b|\bthe instructions?\b|\bthe user\b|"
+    r"\bas if (?:I|we|you) had\b|\bground[- ]truth\b|\b(?:the|this|your) prompt\b|"
+    r"\bthe instructions?\b(?!\s+(?:on|printed|text|label|panel|leaflet|written))|"
+    r"\bthe user (?:said|says|asked|asks|wants|wanted|gave|provided|told|stated)\b|\bby the user\b|"
     r"\bapologi[sz]e\b|\bmy (?:previous|earlier|last|first) (?:reasoning|answer|reply|response|attempt)\b|"
-    r"\b(?:revised|corrected|rewritten|updated) (?:reasoning|answer|reply|response|version)\b|"
-    r"(?:给定|已知|给出|所给|提供|告知|告诉|标准|参考|预设|既定|指定)的?(?:正确)?(?:答案|结论|标签)|"
+    r"\b(?:revised|corrected|rewritten|updated) (?:reasoning|answer|reply|response)\b|"
+    r"(?:给定|已知|给出|所给|提供|告知|告诉|标准|参考|预设|既定|指定)的?(?:正确)?(?:答案|结论)|"
     r"(?:既然|由于|因为|鉴于|已知)(?:正确)?答案|答案(?:已经|已)(?:给出|告知|给定|知道)|"
     r"(?:我|我们)?(?:已经?)?(?:被|经)(?:告知|要求|指示)|"
-    r"(?:根据|按照|依据)(?:您|你|用户|题目|题干|给出|给定|提供|指令|指示|提示|要求|答案)|"
-    r"(?:题目|题干|提示|指令|用户)(?:中|里)?(?:已经?)?(?:给出|给定|要求|提供|告诉|说明|指出)|"
-    r"提示词|抱歉|对不起|(?:之前|上次|先前|上一次)的?(?:推理|回答|答案|回复)|(?:修改|修正|重写)后的",
+    r"(?:根据|按照|依据)(?:您|你|用户|给出|给定|提供|指令|指示|提示|要求|答案)|"
+    r"(?:题目|题干|提示|指令|用户)(?:中|里)?(?:已经?)?(?:给出|给定|提供|告诉|指出)|"
+    r"提示词|抱歉|对不起|(?:之前|上次|先前|上一次)的?(?:推理|回答|答案|回复)|(?:修改|修正|重写)后的(?:推理|回答|答案|回复|版本)",
     re.IGNORECASE,
 )
 
