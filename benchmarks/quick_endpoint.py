@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import json
 
-COMPLETION = "<think>A stands on the ground and casts a shadow; B floats above it.</think><answer>A</answer>"
+COMPLETION = "<think>A keeps its shape, stands and casts a shadow; B floats above the ground.</think><answer>A</answer>"
 _BODY = json.dumps(
     {
         "id": "chatcmpl-1",
