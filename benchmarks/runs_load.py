@@ -264,8 +264,7 @@ def _bodies(pictures: list[Image]) -> list[dict[str, Any]]:
 
 def _project(samples: int, pictures: list[Image]) -> Project:
     name = uuid.uuid4().hex
-    # The quick endpoint says the same about every sample.
-    project = Project.objects.create(slug=name, name=name, near_copy=None)
+    project = Project.objects.create(slug=name, name=name)
     made = Sample.objects.bulk_create(
         [
             Sample(project=project, external_id=f"sample-{n}", original=pictures[0], content_sha256="")

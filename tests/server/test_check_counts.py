@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import uuid
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -45,6 +46,8 @@ def make_run(project: Project, approach: str, *reasons: str) -> Run:
         Attempt.objects.create(
             run_task=run_task, number=number, request_id=uuid.uuid4(), outcome=outcome, reason=reason
         )
+    chunk.refusals = dict(Counter(reasons))
+    chunk.save()
     return run
 
 

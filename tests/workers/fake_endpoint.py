@@ -210,8 +210,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.send(200, completion(None, refusal="I cannot help with that.") | {"id": request_id})
             case "twice":
                 # A proxy that delivers an answer again: the copy lies in the connection when the next request comes.
-                for _ in range(2):
-                    self.send(200, whole_completion(mode, body) | {"id": request_id})
+                answer = whole_completion(mode, body) | {"id": request_id}
+                self.send(200, answer)
+                time.sleep(0.05)  # so that the first is read, and the connection given back, before the copy arrives
+                self.send(200, answer)
             case _:
                 self.send(200, whole_completion(mode, body) | {"id": request_id})
 
