@@ -12,22 +12,11 @@ import itertools
 import json
 import random
 
-_WORDS = (
-    "amber",
-    "bench",
-    "cloud",
-    "dusk",
-    "ember",
-    "fern",
-    "glass",
-    "haze",
-    "ivory",
-    "jetty",
-    "kelp",
-    "linen",
-    "moss",
+_SYLLABLES = ("ba", "co", "du", "fe", "ga", "ho", "ki", "lu")
+_WORDS = ["".join(parts) for parts in itertools.product(_SYLLABLES, repeat=3)]
+_SAID = (
+    "<think>A stands upright, casts a shadow, keeps its shape; the background goes on: WORDS.</think><answer>A</answer>"
 )
-_SAID = "<think>A casts a shadow on WORDS.</think><answer>A</answer>"
 _BODY = json.dumps(
     {
         "id": "chatcmpl-NUMBER",

@@ -18,7 +18,7 @@ from annotation_server.runs import services
 from annotation_server.runs.models import Run, RunChunk, RunTask
 from annotation_server.runs.selection import Selected, select_tasks, wanted_by, with_given_answers
 
-CHUNK_TASKS = 200
+CHUNK_TASKS = 500
 CHUNKS_PER_TRANSACTION = 10
 """Half a million tasks must not lock everybody else out of the database while they are written."""
 
