@@ -97,6 +97,8 @@ class WantedIn(Schema):
     max_tokens: int = Field(512, ge=16, le=32_768)
     samples: int = Field(1, ge=1, le=services.MOST_SAMPLES)
     """Automated: completions per task; from two on their answers vote, and the share of votes is the confidence."""
+    permute: bool = False
+    """Every sample shows the candidates in another order."""
 
 
 class RunIn(WantedIn):
@@ -104,8 +106,6 @@ class RunIn(WantedIn):
     budget_calls: int | None = Field(None, ge=1)
     temperature: float = Field(0.0, ge=0, le=2)
     max_attempts: int = Field(3, ge=1, le=10)
-    permute: bool = False
-    """Every sample shows the candidates in another order."""
     logprobs: bool = False
     """Automated: confidence from the probabilities of the answer's tokens, where the endpoint has that feature."""
     json_answers: bool = False
@@ -116,6 +116,10 @@ class EstimateOut(Schema):
     tasks: int
     input_tokens: int
     cost_usd: Decimal
+    resolve_calls: int
+    """Blind re-solves, where the project wants them and the run is answer-driven: at most one a task."""
+    resolve_cost_usd: Decimal
+    """Of the cost."""
 
 
 class ProgressOut(Schema):
@@ -220,9 +224,9 @@ def get_endpoint_test(request: AuthenticatedRequest, test_id: int) -> EndpointTe
 
 @router.post("/projects/{slug}/runs/estimate", response=EstimateOut)
 def estimate_run(request: AuthenticatedRequest, slug: str, payload: WantedIn) -> Estimate:
-    """How many tasks a run would work on, and what it would cost at most if each sample took one call."""
+    """How many tasks a run would work on, and what it would cost at most if nothing had to be asked again."""
     access = access_to(request.user, slug, Capability.RUN_MODELS)
-    return estimate(_wanted(access, payload), payload.max_tokens, payload.samples)
+    return estimate(_wanted(access, payload), payload.max_tokens, payload.samples, permute=payload.permute)
 
 
 @router.post("/projects/{slug}/runs", response={202: RunOut})

@@ -129,7 +129,7 @@ def start(request: AuthenticatedRequest, slug: str) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         if "estimate" in request.POST:
             context |= {
-                "estimate": estimate(form.wanted(), form.cleaned_data["max_tokens"], form.cleaned_data["samples"]),
+                "estimate": estimate(form.wanted(), **form.sizes()),
                 "endpoint": form.cleaned_data["endpoint"],
             }
         else:

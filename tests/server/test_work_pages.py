@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,22 @@ def test_a_mistake_in_an_endpoint_is_said_on_the_page(client: Client, project: P
 RUN = {"approach": "automated", "temperature": "0", "max_tokens": "256", "max_attempts": "2"}
 
 
+def test_an_estimate_says_what_re_solves_take(client: Client, project: Project, endpoint: Endpoint) -> None:
+    (task,) = make_sample(project)[1]
+    annotate(task, make_member(project), "A")
+    project.blind_resolve = True
+    project.save()
+    Endpoint.objects.update(output_price=1)
+    fields = RUN | {"endpoint": endpoint.pk, "approach": "answer_driven", "estimate": "1"}
+    page = client.post("/projects/bottles/runs/start", fields).content.decode()
+    assert "Of it re-solves: 1 call, 0.0003 USD." in page
+    asked = {"endpoint": endpoint.name, "approach": "answer_driven", "max_tokens": 256}
+    address = "/api/v1/projects/bottles/runs/estimate"
+    said = client.post(address, asked, content_type="application/json").json()
+    assert (said["tasks"], said["resolve_calls"], Decimal(said["resolve_cost_usd"])) == (1, 1, Decimal("0.000256"))
+    assert Decimal(said["cost_usd"]) == 2 * Decimal(said["resolve_cost_usd"])
+
+
 def test_a_run_is_estimated_started_paused_resumed_and_cancelled(
     client: Client, project: Project, endpoint: Endpoint
 ) -> None:
@@ -163,6 +180,7 @@ def test_a_run_is_estimated_started_paused_resumed_and_cancelled(
     estimated = client.post("/projects/bottles/runs/start", fields | {"estimate": "1"}).content.decode()
     assert "1 task," in estimated
     assert "Knows drawn scenes only." in estimated
+    assert "re-solves" not in estimated
     assert not Run.objects.exists()
 
     client.post("/projects/bottles/runs/start", fields)
