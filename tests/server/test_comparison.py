@@ -12,7 +12,9 @@ from annotation_server.annotations.models import Annotation, Approach, Resolutio
 from annotation_server.annotations.services import add_gold, import_annotator, withdraw
 from annotation_server.projects.models import Membership, Project
 from annotation_server.runs.comparison import ALL, Comparison, Line, Measure, Reference, choose, compare
-from annotation_server.runs.comparison_queries import chosen_tasks, sampled, work_done
+from annotation_server.runs.comparison_queries import work_done
+from annotation_server.runs.comparison_samples import sampled
+from annotation_server.runs.comparison_scope import chosen_tasks
 from annotation_server.runs.models import Attempt, RunTask
 from annotation_server.tasks.models import Flag, Task
 from tests.server.compared import make_run, settle
@@ -279,7 +281,7 @@ def test_rationales_are_measured(project: Project) -> None:
 
 
 def test_a_sample_is_bounded_and_of_all_ages(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("annotation_server.runs.comparison_queries.SAMPLE", 20)
+    monkeypatch.setattr("annotation_server.runs.comparison_samples.SAMPLE", 20)
     person = make_member(project)
     for number, task in enumerate(make_tasks(project, 100)):
         annotate(task, person, "A", rationale="Fine.", seconds_spent=1 if number < 50 else 2)
