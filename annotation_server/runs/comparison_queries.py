@@ -120,7 +120,7 @@ def work_done(chosen: Chosen) -> WorkOf:
     _count_runs(scope, found)
     _count_calls(scope, found)
     _count_given(scope, found)
-    _check_by_gold(chosen.whole, found)
+    _check_by_gold(chosen.with_gold, found)
     _check_by_others(scope, found)
     return dict(found)
 
@@ -221,10 +221,10 @@ def _count_given(scope: Scope, found: WorkOf) -> None:
 def _check_by_gold(scope: Scope, found: WorkOf) -> None:
     automated = scope.settled(Approach.AUTOMATED.value).filter(accepted())
     by_people = scope.by_people().exclude(pk__in=turned_down())
-    _hold(found, Approach.MANUAL, "gold", by_people.filter(task__gold__isnull=False), "answer", "task__gold__answer")
+    _hold(found, Approach.MANUAL, "gold", by_people, "answer", "task__gold__answer")
     _hold(
-        found, Approach.AUTOMATED, "gold", automated.filter(task__gold__isnull=False),
-        "annotation__answer", "task__gold__answer", confidence="annotation__confidence",
+        found, Approach.AUTOMATED, "gold", automated, "annotation__answer", "task__gold__answer",
+        confidence="annotation__confidence",
     )  # fmt: skip
     _check_copies(scope, found)
 

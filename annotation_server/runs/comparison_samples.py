@@ -22,7 +22,7 @@ from django.db.models import (
 
 from annotation_server.annotations.models import Approach
 from annotation_server.runs.comparison_queries import Work, accepted, turned_down
-from annotation_server.runs.comparison_scope import SCATTERED, Scope, place_of
+from annotation_server.runs.comparison_scope import BY_RECORD, SCATTERED, Scope, place_of
 from annotation_server.runs.models import Attempt
 from annotation_server.runs.rationale_texts import Words, words_of
 
@@ -52,7 +52,7 @@ def sampled(scope: Scope, work: Mapping[tuple[str, str], Work]) -> dict[tuple[st
 
 def _sampled(scope: Scope, approach: str, numbers: Mapping[str, int]) -> dict[str, Sampled]:
     by_people = approach == Approach.MANUAL
-    place = place_of("pk" if by_people else "annotation_id")
+    place = place_of("pk" if by_people else "annotation_id", BY_RECORD)
     drawn = Q(pk__in=[])
     for dimension, number in numbers.items():
         drawn |= Q(task__dimension=dimension, place__lt=_below(number))
@@ -69,10 +69,10 @@ def _sampled(scope: Scope, approach: str, numbers: Mapping[str, int]) -> dict[st
     found: dict[str, Sampled] = defaultdict(Sampled)
     overall = _below(sum(numbers.values()))
     for dimension, at, rationale, person_seconds, model_ms in sorted(rows, key=lambda row: row[1]):
-        text = words_of(rationale)
-        for sample in (found[dimension], *([found[""]] if at < overall else [])):
-            if sample.records == SAMPLE:
-                continue
+        of = (found[dimension], *([found[""]] if at < overall else []))
+        short = [sample for sample in of if sample.records < SAMPLE]
+        text = words_of(rationale) if short else ()
+        for sample in short:
             sample.records += 1
             if text:
                 sample.texts.append(text)

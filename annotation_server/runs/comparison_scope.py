@@ -34,8 +34,11 @@ MOST_TASKS = 50_000
 
 BY_MODEL = (Approach.AUTOMATED.value, Approach.ANSWER_DRIVEN.value)
 WORKED = (Annotation.Standing.VOTE, Annotation.Standing.SURPLUS)
-_SCATTER, SCATTERED = 2654435761, 2**32
-"""Knuth's multiplicative hash: which records are in a sample depends on their ids alone, and not on their age."""
+SCATTERED = 2**32
+BY_TASK, BY_RECORD = 2654435761, 2246822519
+"""Multiplicative hashes, Knuth's and one of xxHash's: what is drawn depends on ids alone, and not on their age. Two of
+them, since records often have the ids of their tasks plus a number: by one hash, of the tasks that are drawn all their
+records or none would be drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,7 @@ class Scope:
     """Of `chosen_tasks`, and within it only."""
 
     def tasks(self) -> QuerySet[Task]:
-        found = Task.objects.filter(project=self.project)
-        return found.filter(pk__in=_kept(self.table)) if self.table else found
+        return Task.objects.filter(Q(pk__in=_kept(self.table)) if self.table else Q(project=self.project))
 
     def by_people(self) -> QuerySet[Annotation]:
         """What people said and did not take back."""
@@ -65,24 +67,24 @@ class Scope:
     def settled(self, *approaches: str) -> QuerySet[RunTask]:
         """Tasks of runs for which no further call is made."""
         found = RunTask.objects.filter(run__approach__in=approaches).exclude(state=RunTask.State.WAITING)
-        return self._on(found if self.endpoint is None else found.filter(run__endpoint=self.endpoint))
+        return self._on(found if self.endpoint is None else found.filter(run__endpoint=self.endpoint), of="run")
 
     def calls(self) -> QuerySet[Attempt]:
         """Every call about them, refused ones included."""
         found = Attempt.objects.exclude(run_task__state=RunTask.State.WAITING)
         if self.endpoint is not None:
             found = found.filter(run_task__run__endpoint=self.endpoint)
-        return self._on(found, "run_task__task")
+        return self._on(found, "run_task__task", of="run_task__run")
 
     def votes(self) -> QuerySet[Annotation]:
         """Of people and imports: what others are held against."""
         return self._on(Annotation.objects.filter(standing=Annotation.Standing.VOTE))
 
-    def _on(self, found: QuerySet[Any], task: str = "task") -> QuerySet[Any]:
-        found = found.filter(**{f"{task}__project": self.project})
+    def _on(self, found: QuerySet[Any], task: str = "task", *, of: str = "task") -> QuerySet[Any]:
+        """Of the project, as `of` says, or on the tasks of the table, which are all of it."""
         if self.table:
-            found = found.filter(**{f"{task}__in": _kept(self.table)})
-        return found
+            return found.filter(**{f"{task}__in": _kept(self.table)})
+        return found.filter(**{f"{of}__project": self.project})
 
 
 def _manual(standings: Sequence[str]) -> Q:
@@ -96,7 +98,7 @@ def approaches_tried(project: Project, endpoint: Endpoint | None) -> list[str]:
     return found + [approach for approach in BY_MODEL if scope.settled(approach).exists()]
 
 
-_CHOSEN, _DRAWN = "compared_task", "drawn_task"
+_CHOSEN, _DRAWN, _WITH_GOLD = "compared_task", "drawn_task", "gold_task"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,8 @@ class Chosen:
 
     scope: Scope
     """Those that are looked at."""
-    whole: Scope
-    """All of them: gold is scarce, and none of it is left out."""
+    with_gold: Scope
+    """All of them that have gold: it is scarce, and none of it is left out."""
     tasks: Mapping[str, int]
     looked_at: int
 
@@ -132,13 +134,15 @@ def chosen_tasks(
         if shared:
             _keep(_CHOSEN, *_worked_on_by_all(every, whole, tried).values("pk").query.sql_with_params())
             whole = Scope(project, endpoint, _CHOSEN)
-            numbers = _per_dimension(Task.objects.filter(pk__in=_kept(_CHOSEN)))
+            numbers = _per_dimension(whole.tasks())
         scope, looked_at = whole, sum(numbers.values())
         if most is not None and looked_at > most:
-            drawn = whole.tasks().annotate(place=place_of("pk")).filter(place__lt=SCATTERED * most // looked_at)
+            scattered = whole.tasks().annotate(place=place_of("pk", BY_TASK))
+            drawn = scattered.filter(place__lt=SCATTERED * most // looked_at)
             looked_at = _keep(_DRAWN, *drawn.values("pk").query.sql_with_params())
             scope = Scope(project, endpoint, _DRAWN)
-        yield Chosen(scope, whole, numbers, looked_at)
+        _keep(_WITH_GOLD, *whole.tasks().filter(gold__isnull=False).values("pk").query.sql_with_params())
+        yield Chosen(scope, Scope(project, endpoint, _WITH_GOLD), numbers, looked_at)
 
 
 def _keep(table: str, sql: str, params: Sequence[Any]) -> int:
@@ -165,13 +169,13 @@ def _dropped_at_the_end() -> Iterator[None]:
         yield
     finally:
         with connection.cursor() as cursor:
-            for table in (_CHOSEN, _DRAWN):
+            for table in (_CHOSEN, _DRAWN, _WITH_GOLD):
                 cursor.execute(f"DROP TABLE IF EXISTS {table}")
 
 
-def place_of(key: str) -> ExpressionWrapper[Any]:
-    """Where an id lands when ids are scattered."""
-    return ExpressionWrapper(F(key) * _SCATTER % SCATTERED, output_field=BigIntegerField())
+def place_of(key: str, hashed: int) -> ExpressionWrapper[Any]:
+    """Where an id lands, below SCATTERED, when ids are scattered."""
+    return ExpressionWrapper(F(key) * hashed % SCATTERED, output_field=BigIntegerField())
 
 
 def _worked_on_by_all(tasks: QuerySet[Task], scope: Scope, tried: Sequence[str]) -> QuerySet[Task]:
