@@ -20,7 +20,14 @@ from annotation_server.projects.access import Access, Capability, access_to, may
 from annotation_server.runs import services
 from annotation_server.runs.models import Endpoint, EndpointTest, Feature, Run
 from annotation_server.runs.selection import Wanted
-from annotation_server.runs.selectors import Estimate, check_counts, estimate, refusals, run_progress
+from annotation_server.runs.selectors import (
+    Estimate,
+    check_counts,
+    estimate,
+    refusals,
+    run_progress,
+    spent_on_tests,
+)
 from trainer.contract.dimensions import Dimension
 
 router = Router(tags=["runs"])
@@ -51,6 +58,12 @@ class EndpointOut(EndpointIn):
     """What runs go by: what somebody said, else what the last test found."""
     found: dict[str, bool]
     overrides: dict[str, bool]
+    tests_cost_usd: Decimal
+    """Of all its connection tests; they belong to no run, and so to no budget."""
+
+    @staticmethod
+    def resolve_tests_cost_usd(endpoint: Endpoint) -> Decimal:
+        return spent_on_tests(endpoint).cost_usd
 
     @staticmethod
     def resolve_features(endpoint: Endpoint) -> dict[str, bool]:
@@ -79,6 +92,11 @@ class EndpointTestOut(Schema):
     ok: bool | None
     """Null until the job has run."""
     report: dict[str, Any]
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal
+    """At the endpoint's prices of then; what calls without an answer cost is in no sum."""
     job_id: int | None
 
     @staticmethod

@@ -14,8 +14,8 @@ from django.utils.functional import Promise
 
 from annotation_server.annotations.models import Approach
 from annotation_server.jobs.models import Job, JobKind
-from annotation_server.runs.costs import cost_of, input_tokens_of
-from annotation_server.runs.models import Attempt, Feature, Run, RunChunk, RunTask
+from annotation_server.runs.costs import Spent, cost_of, input_tokens_of
+from annotation_server.runs.models import Attempt, Endpoint, Feature, Run, RunChunk, RunTask
 from annotation_server.runs.selection import Wanted, select_tasks
 from annotation_server.runs.wording import CHECK_LABELS
 from annotation_server.samples.models import Candidate, Image
@@ -136,6 +136,13 @@ def run_progress(run: Run) -> RunProgress:
         cost_usd=sums["spent"] or Decimal(0),
         tasks_per_second=settled / seconds if seconds > 0 else 0.0,
     )
+
+
+def spent_on_tests(endpoint: Endpoint) -> Spent:
+    """What its connection tests took, all together; they belong to no run."""
+    names = ("calls", "input_tokens", "output_tokens", "cost_usd")
+    sums = endpoint.tests.aggregate(**{name: Sum(name, default=0) for name in names})
+    return Spent(**sums)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from annotation_server.runs.selectors import (
     refused_attempts,
     run_progress,
     said_in_run,
+    spent_on_tests,
 )
 
 ATTEMPTS_SHOWN = 50
@@ -97,6 +98,8 @@ def _endpoint_page(request: AuthenticatedRequest, found: Endpoint, form: Endpoin
         "pace": pace,
         "resting": resting,
         "at_once": calls_at_once(found, pace),
+        "tests": found.tests.count(),
+        "spent": spent_on_tests(found),
         "features": [(feature.label, found.can(feature), feature in found.overrides) for feature in Feature],
     }
     context |= _tested(test) if test else {}

@@ -15,6 +15,7 @@ from annotation_server.datasets.services import create_export, create_version, f
 from annotation_server.jobs.models import Job, JobKind
 from annotation_server.projects.models import Membership, Project
 from annotation_server.runs import services as runs
+from annotation_server.runs.costs import Spent
 from annotation_server.runs.models import Endpoint, EndpointTest, Run
 from annotation_server.samples import storage
 from annotation_server.samples.models import Image, ImportBatch
@@ -111,8 +112,16 @@ def test_what_a_test_found_is_shown_and_somebody_may_know_better(
 ) -> None:
     test = runs.start_endpoint_test(endpoint)
     features = {"json_schema": {"works": False, "detail": "it ignored the schema"}}
-    runs.record_endpoint_test(test.pk, ok=True, report={"features": features}, found={"json_schema": False})
+    spent = Spent(calls=7, input_tokens=6020, output_tokens=350, cost_usd=Decimal("0.00012"))
+    runs.record_endpoint_test(
+        test.pk, ok=True, report={"features": features}, found={"json_schema": False}, spent=spent
+    )
     page = client.get("/endpoints/local").content.decode()
+    assert "The test took 7 calls, 6020 + 350 tokens, 0.000120 USD." in page
+    assert "So far 1 test took 6020 + 350 tokens, 0.000120 USD" in page
+    by_api = client.get(f"/api/v1/endpoint-tests/{test.pk}").json()
+    assert (by_api["calls"], by_api["input_tokens"], Decimal(by_api["cost_usd"])) == (7, 6020, Decimal("0.00012"))
+    assert Decimal(client.get("/api/v1/endpoints/local").json()["tests_cost_usd"]) == Decimal("0.00012")
     assert "it ignored the schema" in page
     assert "Answers in a JSON schema: no" in page
 
