@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('runs', '0003_endpoints'),
+        ('runs', '0004_wording_keys'),
     ]
 
     operations = [
