@@ -33,6 +33,7 @@ BUSY_ROUNDS = 8
 _LOOK_SECONDS = 1.0
 """How often a chunk in hand looks whether its run still goes, and what its share of the endpoint is."""
 _NAP_SECONDS = 0.5
+_LOADED_AT_ONCE = 128
 
 
 class EndpointAway(Exception):
@@ -83,6 +84,8 @@ class _ChunkInHand:
         self._pictures = Pictures(self._endpoint)
         self._judging = Judging(chunk.run)
         self._queue: deque[Waiting] = deque()
+        self._loaded_to = 0
+        self._all_loaded = False
         self._in_hand = 0
         """Tasks that were taken from the queue, and may come back to it."""
         self._more = asyncio.Event()
@@ -101,7 +104,8 @@ class _ChunkInHand:
             try:
                 async with asyncio.TaskGroup() as self._group:
                     looking = self._group.create_task(self._keep_looking())
-                    places = range(min(self._endpoint.concurrency, len(self._queue)))
+                    self._group.create_task(self._load_rest())
+                    places = range(min(self._endpoint.concurrency, self._chunk.tasks - self._settled))
                     lanes = [self._group.create_task(self._lane(place)) for place in places]
                     if lanes:
                         await asyncio.wait(lanes)
@@ -118,10 +122,24 @@ class _ChunkInHand:
             ledger.recover(self._chunk)
         progress = selectors.run_progress(self._run)
         self._judging.ever_answered = progress.accepted + progress.rejected > 0
-        self._queue.extend(self._judging.waiting(run_task) for run_task in selectors.waiting_tasks(self._chunk))
-        self._settled = self._chunk.tasks - len(self._queue)
+        self._settled = self._chunk.accepted + self._chunk.rejected + self._chunk.failed
+        self._load_some()
         self._busy_rounds_before = pacing.pace_of(self._endpoint).busy_rounds
         self._look()
+
+    async def _load_rest(self) -> None:
+        while self._stop is None and not self._all_loaded:
+            await self._waves.in_thread(self._load_some)
+            self._more.set()
+
+    def _load_some(self) -> None:
+        """The next tasks: calls begin before all of a chunk's are read."""
+        tasks = selectors.waiting_tasks(self._chunk).filter(pk__gt=self._loaded_to)[:_LOADED_AT_ONCE]
+        waiting = [self._judging.waiting(run_task) for run_task in tasks]
+        self._queue.extend(waiting)
+        self._all_loaded = len(waiting) < _LOADED_AT_ONCE
+        if waiting:
+            self._loaded_to = waiting[-1].run_task.pk
 
     async def _keep_looking(self) -> None:
         while True:
@@ -178,7 +196,7 @@ class _ChunkInHand:
 
     async def _next_task(self, place: int) -> Waiting | None:
         """None once there is none and none can come back, or when the work stops."""
-        while self._stop is None and (self._queue or self._in_hand):
+        while self._stop is None and (self._queue or self._in_hand or not self._all_loaded):
             if place >= self._allowed:
                 await asyncio.sleep(_NAP_SECONDS)
             elif self._queue:

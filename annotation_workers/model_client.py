@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -147,7 +149,7 @@ class ModelClient:
             endpoint.timeout_seconds, connect=min(_CONNECT_SECONDS, float(endpoint.timeout_seconds))
         )
         self._deliveries = Deliveries()
-        self._clients = [self._make_client(openai.DefaultAioHttpClient(timeout=self._timeout))]
+        self._clients = [self._make_client(openai.DefaultAioHttpClient(timeout=self._timeout, verify=_trusted()))]
 
     def _make_client(self, http_client: httpx2.AsyncClient) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(
@@ -196,7 +198,7 @@ class ModelClient:
         has a connection of its own from now on, in which nothing can lie."""
         if self._deliveries.is_sure and len(self._clients) == 1:
             alone = httpx2.Limits(max_connections=1000, max_keepalive_connections=0)
-            own = openai.DefaultAsyncHttpxClient(limits=alone, timeout=self._timeout)
+            own = openai.DefaultAsyncHttpxClient(limits=alone, timeout=self._timeout, verify=_trusted())
             self._clients.append(self._make_client(own))
         return Failure(
             means=Means.UNKNOWN,
@@ -237,6 +239,12 @@ class ModelClient:
     def _without_key(self, text: str) -> str:
         # Some servers repeat a key they refuse; keys are never stored or logged.
         return text.replace(self._key, "[key]") if self._key else text
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The authorities a server's certificate may be of; reading them takes longer than a call."""
+    return httpx2.create_ssl_context()
 
 
 def _api_key(endpoint: Endpoint) -> str:
