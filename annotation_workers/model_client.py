@@ -99,7 +99,7 @@ class ModelClient:
     """One endpoint, for many calls at once: `async with ModelClient(endpoint) as client`."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._key = _api_key(endpoint)
+        self._key = api_key(endpoint)
         self._model = endpoint.model
         self._where = f"{endpoint.name} ({endpoint.base_url})"
         self._base_url = endpoint.base_url
@@ -191,7 +191,7 @@ class ModelClient:
     def _status_failure(self, error: openai.APIStatusError, latency_ms: int) -> Failure:
         status = error.status_code
         body = self._without_key(storable(error.response.text[:MAX_BODY_CHARS]))
-        said = _error_message(body)
+        said = error_message(body)
         means, reason = classify_status(status, f"{error.code or ''} {error.type or ''} {said}".lower())
         return Failure(
             means=means,
@@ -208,7 +208,8 @@ class ModelClient:
         return text.replace(self._key, "[key]") if self._key else text
 
 
-def _api_key(endpoint: Endpoint) -> str:
+def api_key(endpoint: Endpoint) -> str:
+    """From the environment; empty where it wants none. Raises EndpointUnusable where it is not set."""
     if not endpoint.api_key_env:
         return ""
     key = os.environ.get(endpoint.api_key_env, "")
@@ -331,7 +332,8 @@ def _tokens(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else 0
 
 
-def _error_message(body: str) -> str:
+def error_message(body: str) -> str:
+    """What an error's body says, in one line."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):

@@ -76,7 +76,7 @@ _LOOKED_AT = 100
 """Tasks from either end of a selection whose images are measured for an estimate: others will be like them."""
 
 
-def estimate(wanted: Wanted, max_tokens: int = 512, samples: int = 1) -> Estimate:
+def estimate(wanted: Wanted, max_tokens: int = 512, samples: int = 1, *, batched: bool = False) -> Estimate:
     """Tasks and cost of a run that has not been started: real sizes of images, replies of full length."""
     tasks = select_tasks(wanted).count()
     looked_at = _some_tasks(wanted)
@@ -84,7 +84,8 @@ def estimate(wanted: Wanted, max_tokens: int = 512, samples: int = 1) -> Estimat
         return Estimate(0, 0, Decimal(0))
     each = [input_tokens_of(wanted.endpoint, images_of(task)) for task in looked_at]
     input_tokens = sum(each) * tasks * samples // len(each)
-    return Estimate(tasks, input_tokens, cost_of(wanted.endpoint, input_tokens, tasks * samples * max_tokens))
+    cost = cost_of(wanted.endpoint, input_tokens, tasks * samples * max_tokens, batched=batched)
+    return Estimate(tasks, input_tokens, cost)
 
 
 def _some_tasks(wanted: Wanted) -> list[Task]:

@@ -27,6 +27,7 @@ class Command(BaseCommand):
         parser.add_argument("--input-price", default="0", metavar="USD", help="per million tokens")
         parser.add_argument("--output-price", default="0", metavar="USD", help="per million tokens")
         parser.add_argument("--cached-input-price", metavar="USD", help="per million; default: as other input")
+        parser.add_argument("--batch-price", default="0.5", metavar="SHARE", help="of these prices, in a batch")
         parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once")
         parser.add_argument("--requests-per-minute", type=int, default=0, metavar="N", help="0: no limit")
         parser.add_argument("--tokens-per-minute", type=int, default=0, metavar="N", help="in and out; 0: no limit")
@@ -48,6 +49,7 @@ class Command(BaseCommand):
                 input_price=_price("--input-price", options["input_price"]),
                 output_price=_price("--output-price", options["output_price"]),
                 cached_input_price=_price_or_none("--cached-input-price", options["cached_input_price"]),
+                batch_price=_share("--batch-price", options["batch_price"]),
                 concurrency=options["concurrency"],
                 requests_per_minute=options["requests_per_minute"],
                 tokens_per_minute=options["tokens_per_minute"],
@@ -70,3 +72,10 @@ def _price(option: str, text: str) -> Decimal:
         return Decimal(text)
     except InvalidOperation:
         raise CommandError(f"{option} is USD per million tokens such as 0.15, got {text!r}", returncode=2) from None
+
+
+def _share(option: str, text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise CommandError(f"{option} is a share of the prices such as 0.5, got {text!r}", returncode=2) from None
