@@ -25,7 +25,7 @@ URL = "/v1/chat/completions"
 METADATA = "winnow_batch"
 _WINDOW = "24h"
 _CLOCKS_DIFFER = timedelta(hours=1)
-_PER_PAGE = 100
+PER_PAGE = 100
 _PIECE = 1 << 16
 _TRANSFER = httpx2.Timeout(600.0, connect=10.0)
 """An endpoint may look through a whole file before it says that it has it."""
@@ -90,7 +90,7 @@ class BatchClient:
         """The batch that was made with this key or of this file, and has not failed; the oldest, were there several."""
         found: list[RemoteBatch] = []
         with self._explained():
-            page = self._client.batches.list(limit=_PER_PAGE)
+            page = self._client.batches.list(limit=PER_PAGE)
             while True:
                 listed = getattr(page, "data", None)
                 if not isinstance(listed, list):
@@ -166,6 +166,9 @@ class BatchClient:
             raise self._connection_failure(error.__cause__ or error) from None
         except httpx2.HTTPError as error:  # while a file was being read
             raise self._connection_failure(error) from None
+        except (AttributeError, TypeError, ValueError) as error:
+            # A proxy's page with status 200: the library takes it for what it had asked for, and trips over it.
+            raise self._no_answer("JSON as the API has it") from error
         except openai.OpenAIError as error:
             raise BatchFailure(Means.UNKNOWN, self.without_key(f"{self._where}: {error}")) from None
 

@@ -215,6 +215,10 @@ class Handler(BaseHTTPRequestHandler):
         return b"".join(pieces)
 
     def get(self, path: list[str], asked: dict[str, str]) -> None:
+        if STATE.script and STATE.script[0] == "html":
+            STATE.next_mode()
+            self.send_text("<html><body>Welcome to the proxy</body></html>", "text/html")
+            return
         match path:
             case ["batches", *_] if "batches" not in STATE.can:
                 self.send(404, {"error": {"message": "Not Found"}})
