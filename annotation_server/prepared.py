@@ -25,8 +25,8 @@ from django.db.models.sql.compiler import SQLCompiler
 
 Row = TypeVar("Row")
 
-_KEPT_LENGTH = 8
-"""Longest sequence whose SQL is kept: every length has its own. Annotators answer one task and hold at most eight."""
+_KEPT_LENGTH = 512
+"""Longest sequence whose SQL is kept: every power of two has its own."""
 
 
 class Param(Expression):
@@ -59,7 +59,7 @@ class _Prepared(Generic[Row]):
             return "\n".join(str(row[-1]) for row in cursor.fetchall())
 
     def _compiled(self, values: Mapping[str, object]) -> _Compiled:
-        lengths = {name: len(value) for name, value in values.items() if isinstance(value, (list, tuple))}
+        lengths = {name: _rounded(len(value)) for name, value in values.items() if isinstance(value, (list, tuple))}
         key = (connection.vendor, *lengths.items())
         if (found := self._kept.get(key)) is not None:
             return found
@@ -225,7 +225,14 @@ def _cursor() -> Iterator[CursorWrapper]:
 
 
 def _value(param: Param, values: Mapping[str, Any]) -> Any:
-    return values[param.name] if param.index is None else values[param.name][param.index]
+    value = values[param.name]
+    return value if param.index is None else value[min(param.index, len(value) - 1)]
+
+
+def _rounded(length: int) -> int:
+    """Up to a power of two, where SQL of that length is kept: the last value then stands there several times, which
+    changes no set."""
+    return 1 << (length - 1).bit_length() if length <= _KEPT_LENGTH else length
 
 
 def _for_database(value: Any) -> Any:

@@ -21,7 +21,16 @@ from PIL import Image as Pillow
 from annotation_server.runs import services as runs_services
 from annotation_server.runs.models import Endpoint, EndpointTest, Feature
 from annotation_workers import automated
-from annotation_workers.model_client import EndpointUnusable, Failure, Means, ModelClient, Reading, Reply, read_reply
+from annotation_workers.model_client import (
+    EndpointUnusable,
+    Failure,
+    Means,
+    ModelClient,
+    Reading,
+    Reply,
+    Request,
+    read_reply,
+)
 from annotation_workers.pictures import data_uri
 from annotation_workers.verdicts import Question, Rejected, read_and_check
 from trainer.contract.dimensions import Dimension, Polarity
@@ -80,9 +89,7 @@ async def _test(endpoint: Endpoint) -> tuple[bool, dict[str, object], dict[Featu
 async def _ask(
     client: ModelClient, messages: list[dict[str, Any]], max_tokens: int = _PROBE_TOKENS, **options: Any
 ) -> Reply | Failure:
-    return await client.complete(
-        messages, request_id=uuid.uuid4(), temperature=0.0, max_tokens=max_tokens, options=options
-    )
+    return await client.complete(Request(messages, 0.0, max_tokens, options), request_id=uuid.uuid4())
 
 
 async def reads_data_uris(client: ModelClient) -> Finding:

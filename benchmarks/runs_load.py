@@ -246,8 +246,7 @@ def _pictures() -> list[Image]:
 
 def _bodies(pictures: list[Image]) -> list[dict[str, Any]]:
     """What a run sends about one sample, as the library takes it."""
-    uris = Pictures(Endpoint(image_side=_SIDE))
-    images = [uris.url(picture) for picture in pictures]
+    images = Pictures(Endpoint(image_side=_SIDE)).urls(pictures)
     return [
         {
             "model": "quick",
