@@ -1,7 +1,7 @@
 """An endpoint's Batch API: files go up, batches are made, looked at, looked for and cancelled, results come down.
 
-Each method makes one request (the library's hidden retries are off) and raises BatchFailure, which says what that means.
-Files are streamed both ways, from and to the disk. Not here: when (batches.py), single calls (model_client.py).
+Each method makes one request (the library's hidden retries are off) and raises BatchFailure, which says what that
+means. Files are streamed both ways, from and to the disk. Not here: when (batches.py), single calls (model_client.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Final, Self
 
 import httpx2
 import openai
@@ -20,10 +20,10 @@ from annotation_server.runs.batches import RemoteBatch
 from annotation_server.runs.models import Endpoint
 from annotation_workers.model_client import Means, api_key, classify_status, error_message, retry_after
 
-URL = "/v1/chat/completions"
+URL: Final = "/v1/chat/completions"
 """What each request of a batch asks for, as the API names it."""
 METADATA = "winnow_batch"
-_WINDOW = "24h"
+_WINDOW: Final = "24h"
 _CLOCKS_DIFFER = timedelta(hours=1)
 PER_PAGE = 100
 _PIECE = 1 << 16
@@ -102,9 +102,7 @@ class BatchClient:
                 if too_old or not page.has_next_page():
                     break
                 page = page.get_next_page()
-        return min(
-            (told for told in found if told.status != "failed"), key=lambda told: told.created_at, default=None
-        )
+        return min((told for told in found if told.status != "failed"), key=lambda told: told.created_at, default=None)
 
     def retrieve(self, batch_id: str) -> RemoteBatch:
         """How far it is."""
@@ -127,10 +125,12 @@ class BatchClient:
 
     def _told(self, batch: Batch) -> RemoteBatch:
         # The library checks nothing of what it is sent: another server's page comes as a str, a missing field as None.
-        if not isinstance(batch, Batch) or not batch.id or not isinstance(batch.created_at, int):
+        told: object = batch
+        if not isinstance(told, Batch) or not told.id or not told.created_at:
             raise self._no_answer("a batch")
         counts = batch.request_counts
-        first = next(iter((batch.errors and batch.errors.data) or []), None)
+        errors = batch.errors.data if batch.errors else None
+        first = errors[0] if errors else None
         return RemoteBatch(
             batch_id=batch.id,
             file_id=batch.input_file_id or "",

@@ -34,7 +34,7 @@ from annotation_server.runs.ledger import Answered, Fact, Intent, Refused, Reser
 from annotation_server.runs.models import Attempt, RequestBatch, Run, RunChunk
 from annotation_server.runs.near_copies import find_near_copy
 from annotation_workers.batch_client import URL, BatchClient, BatchFailure
-from annotation_workers.judging import Judging, Step, Waiting
+from annotation_workers.judging import NEVER_CHARGED, Judging, Step, Waiting
 from annotation_workers.model_client import (
     EndpointUnusable,
     Means,
@@ -49,7 +49,7 @@ from annotation_workers.stopping import EndpointAway, RunEnded, check_prompt, st
 
 REQUESTS_PER_BATCH = 50_000
 BYTES_PER_BATCH = 200_000_000
-"""What OpenAI takes in one file: "up to 50,000 requests, and can be up to 200 MB in size" (the API reference, Batch)."""
+"""What OpenAI takes in one file: "up to 50,000 requests, and can be up to 200 MB in size" (API reference, Batches)."""
 BYTES_PER_LINE = 16_000_000
 """A line of results that is longer is no completion."""
 LINES_PER_WRITE = 100
@@ -75,8 +75,6 @@ _REFUSALS = frozenset({400, 401, 402, 403, 404, 405, 413, 415, 422, 429})
 _ENDED_ALREADY = frozenset({400, 409})
 """Answers to cancelling a batch."""
 _FINAL = frozenset({"completed", "expired", "cancelled", "failed"})
-UNSENT = frozenset({"expired", "cancelled", "unsent", "batch_failed"})
-"""Reasons of attempts that were never answered and never charged: no try of a task."""
 OF_RUN = frozenset({"unauthorised", "quota", "not_found"})
 """Reasons of attempts which say that no other will be answered either."""
 _NEVER = frozenset({"context_length", "content_filter", "bad_request", "image_missing"})
@@ -255,8 +253,8 @@ class _ChunkInHand:
         told = self._client.find(str(batch.key), batch.file_id, batch.written_at)
         if told is not None:
             return self._out(batch, told)
-        assert batch.create_asked_at is not None
-        rest = (batch.create_asked_at + timedelta(seconds=CREATE_SETTLES) - timezone.now()).total_seconds()
+        asked_at = batch.create_asked_at or timezone.now()
+        rest = (asked_at - timezone.now()).total_seconds() + CREATE_SETTLES
         if rest > 0:
             return min(rest, AGAIN_SECONDS)
         with transaction.atomic():
@@ -430,8 +428,9 @@ class _ChunkInHand:
                 ledger.write(self._chunk, (_not_needed(attempt),), ())
                 continue
             step = self._judging.answered(waiting, attempt, read_reply(body))
-            if (wording := step.unless_copied) is not None:
-                copy = find_near_copy(self._run.project_id, self._run.project.near_copy, wording)
+            threshold = self._run.project.near_copy
+            if threshold and (wording := step.unless_copied) is not None:
+                copy = find_near_copy(self._run.project_id, threshold, wording)
                 step = self._judging.copied(waiting, copy) if copy is not None else step
             settled = self._follow(waiting, step)
         waiting.unjudged.clear()
@@ -462,7 +461,7 @@ class _ChunkInHand:
         last = batch_selectors.newest_home(self._chunk, BARREN_BATCHES)
         if not last:
             return
-        failed = last[0].attempts.filter(outcome=Attempt.Outcome.ERROR).exclude(reason__in=UNSENT).order_by("pk")
+        failed = last[0].attempts.filter(outcome=Attempt.Outcome.ERROR).exclude(reason__in=NEVER_CHARGED).order_by("pk")
         ends = failed.filter(reason__in=OF_RUN) | (
             failed.none() if self._judging.ever_answered else failed.filter(reason="bad_request")
         )
@@ -490,7 +489,7 @@ class _ChunkInHand:
             self._job.fence()
             written = batches.write_down(self._chunk, intents)
         if written is None:
-            raise ComeBack("The budget is held by batches that are out.", seconds=AGAIN_SECONDS)
+            raise ComeBack("The budget is held by batches that are out.", seconds=ledger.BATCH_ASKS_AGAIN)
 
 
 def _pause(batch: RequestBatch) -> float:

@@ -191,6 +191,18 @@ class ModelClient:
             return self._delivered_twice(body, response.status_code, _since(started))
         return Reply(body=body, status=response.status_code, latency_ms=_since(started))
 
+    async def get(self, path: str) -> Reply | Failure:
+        """What the endpoint tells without being asked to complete anything."""
+        started = time.monotonic()
+        try:
+            response = await self._clients[-1].get(path, cast_to=httpx2.Response)
+        except openai.APIStatusError as error:
+            return self._status_failure(error, _since(started))
+        except openai.APIConnectionError as error:
+            return self._connection_failure(error, _since(started))
+        body = self._without_key(storable(response.text[:MAX_BODY_CHARS]))
+        return Reply(body=body, status=response.status_code, latency_ms=_since(started))
+
     def _delivered_twice(self, body: str, status: int, latency_ms: int) -> Failure:
         """An answer to an earlier request: what this one was answered nobody knows. Where that is sure, every request
         has a connection of its own from now on, in which nothing can lie."""
@@ -297,6 +309,8 @@ def read_reply(body: str) -> Reading:
         return Reading(problem="not_json", detail=f"the response is not JSON: {_start(body)}")
     if not isinstance(data, dict):
         return Reading(problem="not_a_completion", detail=f"the response is no completion: {_start(body)}")
+    if "custom_id" in data:
+        data = _of_batch(data)
     spent = _usage(data)
 
     def problem(word: str, detail: str, final: bool = False) -> Reading:
@@ -318,6 +332,13 @@ def read_reply(body: str) -> Reading:
     return replace(
         spent, text=storable(text), others=tuple(storable(one) for one in others if one), tokens=_logprobs(choice)
     )
+
+
+def _of_batch(line: dict[str, Any]) -> dict[str, Any]:
+    """The response in a line of a batch's results, which is kept as it came."""
+    response = line.get("response")
+    body = response.get("body") if isinstance(response, dict) else None
+    return body if isinstance(body, dict) else {}
 
 
 def _content(choice: object) -> str:

@@ -100,8 +100,9 @@ class HeldJob:
 def working(job_id: int) -> Iterator[HeldJob | None]:
     """Work on a job: `with working(id) as job:`, where `job` is None when somebody else has it or it has ended.
 
-    Leaving the block finishes the job. JobRefused fails it for good, ComeBack makes it due again as often as it likes,
-    TryLater and any other error until its tries are used up; only an error nobody expected is raised on, with its traceback.
+    Leaving the block finishes the job. JobRefused fails it for good; ComeBack makes it due again as often as need be,
+    TryLater and any other error until its tries are used up. Only an error nobody expected is raised on, with its
+    traceback.
     """
     claimed_at = time.monotonic()
     job = services.claim(job_id)

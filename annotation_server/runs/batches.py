@@ -52,9 +52,7 @@ def write_down(chunk: RunChunk, intents: Sequence[Intent]) -> RequestBatch | Non
     opened = ledger.write(chunk, (), intents, batch=batch)
     if isinstance(opened, RunStopped | BudgetReached):
         raise opened
-    granted = [
-        intent.reserve.usd for intent, row in zip(intents, opened, strict=True) if isinstance(row, Attempt)
-    ]
+    granted = [intent.reserve.usd for intent, row in zip(intents, opened, strict=True) if isinstance(row, Attempt)]
     if not granted:
         batch.delete()
         return None

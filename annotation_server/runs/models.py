@@ -336,7 +336,9 @@ class Attempt(models.Model):
     shown = models.CharField(
         max_length=8, blank=True, help_text="The candidates in the order in which it showed them; empty: by letter."
     )
-    request_id = models.UUIDField(unique=True, help_text="Sent along as X-Request-ID, in a batch as custom_id, so that a charge can be matched.")
+    request_id = models.UUIDField(
+        unique=True, help_text="Sent along as X-Request-ID, in a batch as custom_id, so that a charge can be matched."
+    )
     outcome = models.CharField(max_length=8, choices=Outcome, default=Outcome.SENT)
     reason = models.CharField(max_length=60, blank=True, help_text="Of a rejection or error, in a countable word.")
     detail = models.CharField(max_length=500, blank=True)

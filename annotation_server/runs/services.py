@@ -328,7 +328,7 @@ def _see_to_batches(run_id: int) -> None:
     chunks = RunChunk.objects.filter(run=run_id, run__batched=True)
     for chunk in chunks.filter(batches__state__in=RequestBatch.UNDER_WAY).distinct():
         jobs_services.enqueue(JobKind.BATCH_CHUNK, chunk.pk)
-    jobs_services.hasten(JobKind.BATCH_CHUNK, chunks.values("pk"))
+    jobs_services.hasten(JobKind.BATCH_CHUNK, chunks.values_list("pk", flat=True))
 
 
 def _move(run_id: int, before: Collection[str], after: Run.State, **fields: object) -> bool:

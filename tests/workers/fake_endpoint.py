@@ -5,9 +5,9 @@ modes answer one request each, then the mode answers the rest. `limit`: [calls, 
 within any window. `can`: the features it has; it ignores the others with a 200, or refuses them where `refuses` is
 true. `cached`: of its input tokens, how many come from a cache. `fetches`: it gets images by their address.
 `/v1/files` and `/v1/batches` work as well: `batch_mode` and `batch_script` say how a batch goes (BATCH_MODES),
-`batch_delay` how long it takes; each of its requests is answered by the modes above, and charged when the batch is made,
-less what a cancellation spared. `kill`: {"pid": …, "at": "uploaded" | "created" | "retrieved" | "content"} kills a
-process once, when what it asked for has been done and before it learns so.
+`batch_delay` how long it takes; each of its requests is answered by the modes above, and charged when the batch is
+made, less what a cancellation spared. `kill`: {"pid": …, "at": "uploaded" | "created" | "retrieved" | "content"} kills
+a process once, when what it asked for has been done and before it learns so.
 `GET /charges` says per X-Request-ID how often it was called and what was charged for it, and when calls came.
 Not here: any import of Winnow; this is the other side of the wire.
 """

@@ -36,7 +36,9 @@ def client(endpoint: Endpoint) -> Iterator[BatchClient]:
 
 def requests(count: int = 1, text: str = "Say hello.") -> io.BytesIO:
     body = {"model": "fake", "messages": [{"role": "user", "content": text}]}
-    lines = [{"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": body} for n in range(count)]
+    lines = [
+        {"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": body} for n in range(count)
+    ]
     return io.BytesIO("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
