@@ -6,8 +6,9 @@ within any window. `can`: the features it has; it ignores the others with a 200,
 true. `cached`: of its input tokens, how many come from a cache. `fetches`: it gets images by their address.
 `/v1/files` and `/v1/batches` work as well: `batch_mode` and `batch_script` say how a batch goes (BATCH_MODES),
 `batch_delay` how long it takes; each of its requests is answered by the modes above, and charged when the batch is
-made, less what a cancellation spared. `kill`: {"pid": …, "at": "uploaded" | "created" | "retrieved" | "content"} kills
-a process once, when what it asked for has been done and before it learns so.
+made, less what a cancellation spared. `api_script`: modes that answer requests about batches. `page_for_content`: a
+page instead of a file. `kill`: {"pid": …, "at": "uploaded" | "created" | "retrieved" | "content"} kills a process
+once, when what it asked for has been done and before it learns so.
 `GET /charges` says per X-Request-ID how often it was called and what was charged for it, and when calls came.
 Not here: any import of Winnow; this is the other side of the wire.
 """
@@ -126,6 +127,8 @@ class State:
         self.batch_mode = "good"
         self.batch_script: deque[str] = deque()
         self.batch_delay = 0.0
+        self.api_script: deque[str] = deque()
+        self.page_for_content = False
         self.kill: dict[str, Any] = {}
 
     def next_mode(self) -> str:
@@ -215,9 +218,11 @@ class Handler(BaseHTTPRequestHandler):
         return b"".join(pieces)
 
     def get(self, path: list[str], asked: dict[str, str]) -> None:
-        if STATE.script and STATE.script[0] == "html":
-            STATE.next_mode()
+        if STATE.api_script and STATE.api_script.popleft() == "html":
             self.send_text("<html><body>Welcome to the proxy</body></html>", "text/html")
+            return
+        if STATE.page_for_content and path[-1] == "content":
+            self.send_text("<html>\n<body>Please sign in</body>\n</html>", "text/html")
             return
         match path:
             case ["batches", *_] if "batches" not in STATE.can:
@@ -263,9 +268,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, {"id": name, "object": "file", "bytes": len(content), "purpose": "batch", "created_at": 0})
 
     def post_batches(self, path: list[str], body: dict[str, Any]) -> None:
-        mode = STATE.script[0] if STATE.script and STATE.script[0] in ERRORS else ""
-        if mode:
-            status, code, message = ERRORS[STATE.next_mode()]
+        if STATE.api_script:
+            status, code, message = ERRORS[STATE.api_script.popleft()]
             self.send(status, {"error": {"code": code, "message": message.format(key="")}}, STATE.retry_after)
             return
         match path:
@@ -297,8 +301,19 @@ class Handler(BaseHTTPRequestHandler):
             STATE.script = deque(body.get("script", STATE.script))
             STATE.delay = body.get("delay", STATE.delay)
             STATE.retry_after = body.get("retry_after", STATE.retry_after)
+            STATE.api_script = deque(body.get("api_script", STATE.api_script))
             STATE.batch_script = deque(body.get("batch_script", STATE.batch_script))
-            for name in ("limit", "can", "refuses", "fetches", "cached", "batch_mode", "batch_delay", "kill"):
+            for name in (
+                "limit",
+                "can",
+                "refuses",
+                "fetches",
+                "cached",
+                "batch_mode",
+                "batch_delay",
+                "kill",
+                "page_for_content",
+            ):
                 setattr(STATE, name, body.get(name, getattr(STATE, name)))
         self.send(200, {})
 

@@ -98,7 +98,7 @@ def test_cancelling_spares_what_was_not_begun(fake: FakeEndpoint, client: BatchC
     ],
 )
 def test_what_a_refusal_means(fake: FakeEndpoint, client: BatchClient, mode: str, means: Means, said: str) -> None:
-    fake.control(script=[mode])
+    fake.control(api_script=[mode])
     with pytest.raises(BatchFailure) as failed:
         client.create("file-1", KEY)
     assert (failed.value.means, said in str(failed.value)) == (means, True)
@@ -115,7 +115,7 @@ def test_nobody_there(make_endpoint: MakeEndpoint) -> None:
 
 def test_what_is_no_list_is_not_taken_for_an_empty_one(fake: FakeEndpoint, client: BatchClient) -> None:
     """A second batch would be made, and paid for."""
-    fake.control(script=["html", "html"])
+    fake.control(api_script=["html", "html"])
     with pytest.raises(BatchFailure, match="is not JSON"):
         client.find(KEY, "file-1", timezone.now())
     with pytest.raises(BatchFailure, match="is not a batch"):
