@@ -227,6 +227,9 @@ class Handler(BaseHTTPRequestHandler):
         match path:
             case ["batches", *_] if "batches" not in STATE.can:
                 self.send(404, {"error": {"message": "Not Found"}})
+            case ["batches"] if STATE.mode in ERRORS:
+                status, code, message = ERRORS[STATE.mode]
+                self.send(status, {"error": {"code": code, "message": message.format(key="")}})
             case ["batches"]:
                 with STATE.lock:
                     newest = [shown(batch) for batch in reversed(STATE.batches.values())]
