@@ -2,7 +2,7 @@
 
 A query is declared as a queryset with `Param` in the place of values; the first use on a database compiles it, later
 ones bind values to the same SQL. Rows come out as of the queryset itself: models with what `select_related` names, or
-the tuples of `values_list`. Not here: caching of rows, there is none; inserts, and queries that are asked now and then.
+the tuples of `values_list`. Not here: caching of rows, there is none; queries that are asked now and then.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
 
 from django.db import connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Expression, Model, QuerySet
+from django.db.models.constants import OnConflict
 from django.db.models.query import FlatValuesListIterable, ModelIterable, get_related_populators
-from django.db.models.sql import UpdateQuery
+from django.db.models.sql import InsertQuery, UpdateQuery
 from django.db.models.sql.compiler import SQLCompiler
 
 Row = TypeVar("Row")
@@ -129,12 +131,36 @@ class PreparedUpdate(_Prepared[int]):
         return _Compiled(sql, template, compiler, queryset)
 
 
+class PreparedInsert(_Prepared[None]):
+    """An INSERT of rows that nobody asks the new keys of. With `ignore_conflicts`, rows that are there stay."""
+
+    def __init__(self, model: type[Model], *names: str, ignore_conflicts: bool = False) -> None:
+        super().__init__()
+        self._model, self._names = model, names
+        self._on_conflict = OnConflict.IGNORE if ignore_conflicts else None
+
+    def many(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Once for each of the rows, which have the columns by name; sent together."""
+        if rows:
+            self._compiled(rows[0]).execute_many(rows)
+
+    def _compile(self, params: Params) -> _Compiled:
+        fields = [field for field in self._model._meta.concrete_fields if field.name in self._names]
+        row: Any = SimpleNamespace(**{field.attname: params(field.attname) for field in fields})
+        query = InsertQuery(self._model, on_conflict=self._on_conflict)
+        query.insert_values(fields, [row], raw=True)
+        queryset = self._model._default_manager.all()
+        compiler = query.get_compiler(using=queryset.db)
+        [(sql, template)] = compiler.as_sql()
+        return _Compiled(sql, template, compiler, queryset)
+
+
 class _Compiled:
     """The SQL of a query, with the names of its values, and how its rows become what the queryset yields."""
 
     def __init__(self, sql: str, template: Sequence[Any], compiler: SQLCompiler, queryset: QuerySet[Any, Any]) -> None:
         self.sql, self._params = _with_constants(sql, template)
-        if isinstance(compiler.query, UpdateQuery):
+        if isinstance(compiler.query, UpdateQuery | InsertQuery):
             return
         columns = [column for column, _, _ in compiler.select]
         self._converters = [

@@ -117,7 +117,7 @@ class _ChunkInHand:
             self._stop = self._stop or EndpointAway(asked)
         at_once = pacing.calls_at_once(pace.endpoint, pace)
         self._waves.endpoint_is_easy = pacing.is_easy(pace.endpoint, pace)
-        self._allowed = max(1, at_once // max(1, selectors.chunks_in_work(self._run)))
+        self._allowed = selectors.share_of(self._chunk, at_once)
 
     def _say_progress(self) -> None:
         self._job.progress(self._settled, self._chunk.tasks)

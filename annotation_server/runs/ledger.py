@@ -18,7 +18,7 @@ from django.utils import timezone
 from annotation_server.annotations import services as annotations_services
 from annotation_server.annotations.models import Annotation
 from annotation_server.annotations.services import NewAnnotation
-from annotation_server.prepared import PreparedQuery, PreparedUpdate
+from annotation_server.prepared import PreparedInsert, PreparedQuery, PreparedUpdate
 from annotation_server.runs import pacing
 from annotation_server.runs.costs import cost_of
 from annotation_server.runs.models import Attempt, Endpoint, RawResponse, RequestBatch, Run, RunChunk, RunTask
@@ -285,9 +285,7 @@ def _record_answers(chunk: RunChunk, answers: Sequence[Answered]) -> None:
         chunk.cost_usd += attempt.cost_usd
         chunk.reserved_usd -= answer.reserve.usd
     _keep_answers.many([_said(answer.attempt, _ANSWERED_FIELDS) for answer in answers])
-    RawResponse.objects.bulk_create(
-        [RawResponse(attempt=answer.attempt, body=answer.body) for answer in answers if answer.body]
-    )
+    _keep_bodies.many([{"attempt_id": answer.attempt.pk, "body": answer.body} for answer in answers if answer.body])
     chunk.on_their_way -= len(answers)
     _count_refusals(chunk, [answer.reason for answer in answers if answer.outcome != Attempt.Outcome.ANSWERED])
 
@@ -418,6 +416,7 @@ def _said(row: Attempt | RunTask, fields: Sequence[str]) -> dict[str, object]:
 
 
 _keep_answers = _writing(Attempt, _ANSWERED_FIELDS)
+_keep_bodies = PreparedInsert(RawResponse, "attempt", "body")
 _keep_refusals = _writing(Attempt, _REFUSED_FIELDS)
 _settle_tasks = _writing(RunTask, _SETTLED_FIELDS)
 

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from annotation_server.prepared import PreparedQuery
+from annotation_server.prepared import PreparedInsert, PreparedQuery
 from annotation_server.runs.models import RunTask, WordingKey
 from annotation_server.runs.words import Shingle, likeness, shingles, words
 
@@ -56,9 +56,7 @@ def claim_wordings(project_id: int, threshold: float, wordings: Sequence[Wording
     keys = {pk: keys_of(found) for pk, found in mine.items()}
     # In one order for everybody: two workers that wait for each other's keys would wait for ever.
     rows = sorted((key, place, pk) for place, (pk, own) in enumerate(keys.items()) for key in own)
-    WordingKey.objects.bulk_create(
-        [WordingKey(project_id=project_id, key=key, run_task_id=pk) for key, _, pk in rows], ignore_conflicts=True
-    )
+    _claim.many([{"project_id": project_id, "key": key, "run_task_id": pk} for key, _, pk in rows])
     owners = _owners(project_id, [key for key, _, _ in rows], mine)
     copies: dict[int, NearCopy] = {}
     for wording in wordings:
@@ -113,6 +111,7 @@ def _owners(project_id: int, keys: Sequence[int], beside: Mapping[int, frozenset
     return by_key
 
 
+_claim = PreparedInsert(WordingKey, "project", "key", "run_task", ignore_conflicts=True)
 _owned = PreparedQuery(
     lambda p: WordingKey.objects.filter(project_id=p("project"), key__in=p("keys")).values_list(
         "key",

@@ -208,8 +208,10 @@ def waiting_tasks(chunk: RunChunk) -> QuerySet[RunTask]:
     )
 
 
-def chunks_in_work(run: Run) -> int:
-    """How many chunks are being worked at the run's endpoint just now: they share its concurrency."""
-    going = RunChunk.objects.filter(run__endpoint=run.endpoint_id, run__state=Run.State.RUNNING)
+def share_of(chunk: RunChunk, at_once: int) -> int:
+    """How many of so many calls at once are a chunk's, of those that are being worked at its endpoint just now."""
+    going = RunChunk.objects.filter(run__endpoint=chunk.run.endpoint_id, run__state=Run.State.RUNNING)
     jobs = Job.objects.filter(kind=JobKind.ANNOTATE_CHUNK, state=Job.State.RUNNING, object_id__in=going.values("pk"))
-    return jobs.count()
+    in_work = sorted({chunk.pk, *jobs.values_list("object_id", flat=True)})
+    each, more = divmod(at_once, len(in_work))
+    return max(1, each + (in_work.index(chunk.pk) < more))
