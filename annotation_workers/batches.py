@@ -231,8 +231,10 @@ class _ChunkInHand:
             str(attempt.request_id).encode(), URL.encode(), body,
         )  # fmt: skip
 
-    def _create(self, batch: RequestBatch) -> float:
+    def _create(self, batch: RequestBatch) -> float | None:
         """Ask the endpoint to make it. From the commit before on it counts as perhaps made."""
+        if self._state() != Run.State.RUNNING:
+            return self._step(batch)  # since its file began to go up
         with transaction.atomic():
             self._job.fence()
             batches.about_to_create(batch)

@@ -38,9 +38,10 @@ class BatchProgress:
 
     def __str__(self) -> str:
         """For a terminal."""
+        batches = "batch" if self.batches == 1 else "batches"
         if not self.out:
-            return f"{self.batches} batches, all home"
-        said = f"{self.out} of {self.batches} batches out, {self.answered} of {self.requests} requests answered"
+            return f"{self.batches} {batches}, home"
+        said = f"{self.out} of {self.batches} {batches} out, {self.answered} of {self.requests} requests answered"
         return said + (f", at the latest {self.expires_at:%Y-%m-%d %H:%M} UTC" if self.expires_at else "")
 
 

@@ -388,7 +388,7 @@ def test_no_worker_is_held_while_a_batch_is_out(fake: FakeEndpoint, endpoint: En
     said = batch_selectors.batch_progress(run)
     assert said is not None
     assert (said.batches, said.out, said.requests, said.answered) == (1, 1, 3, 0)
-    assert str(said).startswith("1 of 1 batches out, 0 of 3 requests answered, at the latest 20")
+    assert str(said).startswith("1 of 1 batch out, 0 of 3 requests answered, at the latest 20")
     work()
     assert states(run) == {"accepted": 3}
 
