@@ -66,7 +66,7 @@ AGAIN_SECONDS = 30.0
 """After trouble with the endpoint while something is out there."""
 QUEUE_FULL_SECONDS = 300.0
 BARREN_BATCHES = 3
-"""So many batches of a chunk in a row without one answer, and the run pauses rather than ask for ever."""
+"""So many batches of a chunk expire in a row without one answer, and the run pauses rather than ask for ever."""
 MANY_REQUESTS = 10
 """Where so many requests of one batch failed and none was answered, that one is enough."""
 
@@ -469,11 +469,12 @@ class _ChunkInHand:
         )
         if (end := ends.first()) is not None:
             raise RunEnded(end.detail)
-        barren = [batch for batch in last if not batch.answered]
+        # What failed uses up tries, and so ends by itself; what the endpoint never comes to does not.
+        barren = [batch for batch in last if not batch.attempts.exclude(reason__in=NEVER_CHARGED).exists()]
         if last[0].answered == 0 and failed.count() >= MANY_REQUESTS:
             self._pause_for_good(f"none of the {last[0].requests} requests of a batch was answered")
         if len(barren) == BARREN_BATCHES:
-            self._pause_for_good(f"{BARREN_BATCHES} batches in a row came home without one answer")
+            self._pause_for_good(f"{BARREN_BATCHES} batches in a row expired without one answer")
 
     def _pause_for_good(self, why: str) -> None:
         """Until somebody has looked."""
