@@ -20,7 +20,7 @@ from django.db import transaction
 from annotation_server.jobs.working import HeldJob
 from annotation_server.runs import ledger, pacing, selectors
 from annotation_server.runs import services as runs_services
-from annotation_server.runs.ledger import Answered, BudgetReached, Fact, NotYet, Reserve, RunStopped
+from annotation_server.runs.ledger import Answered, BudgetReached, Fact, NotYet, Opened, Reserve, RunStopped
 from annotation_server.runs.models import Attempt, Run, RunChunk
 from annotation_workers.judging import Judging, Step, Waiting
 from annotation_workers.model_client import Failure, Means, ModelClient, Reading, Reply, read_reply
@@ -142,11 +142,13 @@ class _ChunkInHand:
             attempt, reserve = opened
             request = self._judging.request(waiting, attempt, images)
             result = await self._client.complete(request, request_id=attempt.request_id)
-            concluding = self._conclude(waiting, attempt, reserve, result)
             if isinstance(result, Failure):
-                await concluding  # the next call may be one too many: what this one says comes first
+                # Waited for: the next call may be one too many.
+                self._put_down(waiting, settled=await self._take_failure(waiting, attempt, reserve, result))
             else:
-                self._group.create_task(concluding)
+                reading = read_reply(result.body)
+                kept = self._waves.put(_answered(attempt, reserve, result, reading))
+                self._group.create_task(self._conclude(waiting, attempt, reading, kept))
 
     async def _next_task(self, place: int) -> Waiting | None:
         """None once there is none and none can come back, or when the work stops."""
@@ -207,44 +209,29 @@ class _ChunkInHand:
 
     # What came of it
 
-    async def _conclude(self, waiting: Waiting, attempt: Attempt, reserve: Reserve, result: Reply | Failure) -> None:
-        """Keep what came of a call, and then what it means."""
-        if isinstance(result, Failure):
-            self._notice(result)
-            step = self._judging.failed(waiting, result.means, result.reason)
-            settled = await self._follow(
-                waiting,
-                step,
-                Answered(
-                    attempt=attempt,
-                    reserve=reserve,
-                    outcome=Attempt.Outcome.UNKNOWN if result.means is Means.UNKNOWN else Attempt.Outcome.ERROR,
-                    reason=result.reason,
-                    detail=result.detail,
-                    http_status=result.status,
-                    body=result.body,
-                    latency_ms=result.latency_ms,
-                    busy=result.means is Means.BUSY,
-                    retry_after=result.retry_after,
-                ),
-            )
-        else:
-            reading = read_reply(result.body)
-            await self._waves.keep(
-                Answered(
-                    attempt=attempt,
-                    reserve=reserve,
-                    outcome=Attempt.Outcome.ANSWERED,
-                    http_status=result.status,
-                    body=result.body,
-                    input_tokens=reading.input_tokens,
-                    cached_tokens=reading.cached_tokens,
-                    output_tokens=reading.output_tokens,
-                    latency_ms=result.latency_ms,
-                )
-            )
-            settled = await self._judge(waiting, attempt, reading)
-        self._put_down(waiting, settled=settled)
+    async def _conclude(
+        self, waiting: Waiting, attempt: Attempt, reading: Reading, kept: asyncio.Future[Opened | None]
+    ) -> None:
+        """Once a response is kept, find out what it means for its task."""
+        await kept
+        self._put_down(waiting, settled=await self._judge(waiting, attempt, reading))
+
+    async def _take_failure(self, waiting: Waiting, attempt: Attempt, reserve: Reserve, failure: Failure) -> bool:
+        """Keep a call that brought no response, and what that means; True when the task is settled by it."""
+        self._notice(failure)
+        answered = Answered(
+            attempt=attempt,
+            reserve=reserve,
+            outcome=Attempt.Outcome.UNKNOWN if failure.means is Means.UNKNOWN else Attempt.Outcome.ERROR,
+            reason=failure.reason,
+            detail=failure.detail,
+            http_status=failure.status,
+            body=failure.body,
+            latency_ms=failure.latency_ms,
+            busy=failure.means is Means.BUSY,
+            retry_after=failure.retry_after,
+        )
+        return await self._follow(waiting, self._judging.failed(waiting, failure.means, failure.reason), answered)
 
     async def _judge(self, waiting: Waiting, attempt: Attempt, reading: Reading) -> bool:
         """Turn a kept response into an annotation, or refuse it; True when the task is settled by it."""
@@ -285,6 +272,20 @@ class _ChunkInHand:
         self._bad_in_a_row += 1
         if self._bad_in_a_row >= self._endpoint.concurrency + 10:
             self._stop = self._stop or EndpointAway(f"{detail} ({self._bad_in_a_row} calls in a row failed)")
+
+
+def _answered(attempt: Attempt, reserve: Reserve, reply: Reply, reading: Reading) -> Answered:
+    return Answered(
+        attempt=attempt,
+        reserve=reserve,
+        outcome=Attempt.Outcome.ANSWERED,
+        http_status=reply.status,
+        body=reply.body,
+        input_tokens=reading.input_tokens,
+        cached_tokens=reading.cached_tokens,
+        output_tokens=reading.output_tokens,
+        latency_ms=reply.latency_ms,
+    )
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

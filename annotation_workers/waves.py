@@ -68,14 +68,18 @@ class Waves:
 
     async def keep(self, *facts: Fact) -> None:
         """Returns once the facts, in their order, are committed together."""
-        await self._gather(facts)
+        await self.put(*facts)
 
-    async def _gather(self, what: Sequence[Fact] | Intent) -> Opened | None:
+    def put(self, *facts: Fact) -> asyncio.Future[Opened | None]:
+        """Facts that come before whatever is gathered after this call; done once they are committed."""
+        return self._gather(facts)
+
+    def _gather(self, what: Sequence[Fact] | Intent) -> asyncio.Future[Opened | None]:
         future: asyncio.Future[Opened | None] = asyncio.get_running_loop().create_future()
         self._gathered.append((what, future))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_all())
-        return await future
+        return future
 
     async def _write_all(self) -> None:
         while self._gathered:
