@@ -17,16 +17,16 @@ from functools import partial
 
 from django.db import transaction
 
-from annotation_server.jobs.working import HeldJob, JobRefused, TryLater
+from annotation_server.jobs.working import HeldJob
 from annotation_server.runs import ledger, pacing, selectors
 from annotation_server.runs import services as runs_services
 from annotation_server.runs.ledger import Answered, BudgetReached, Fact, NotYet, Opened, Reserve, RunStopped
 from annotation_server.runs.models import Attempt, Run, RunChunk
 from annotation_workers.judging import Judging, Step, Waiting
-from annotation_workers.model_client import EndpointUnusable, Failure, Means, ModelClient, Reading, Reply, read_reply
+from annotation_workers.model_client import Failure, Means, ModelClient, Reading, Reply, read_reply
 from annotation_workers.pictures import PictureMissing, Pictures
+from annotation_workers.stopping import EndpointAway, RunEnded, check_prompt, stopping
 from annotation_workers.waves import Waves
-from trainer.contract.prompts import PROMPT_VERSIONS
 
 BUSY_ROUNDS = 8
 """So often in a row the endpoint may ask for fewer calls, with no answer in between, before it counts as away."""
@@ -36,41 +36,15 @@ _NAP_SECONDS = 0.5
 _LOADED_AT_ONCE = 128
 
 
-class EndpointAway(Exception):
-    """The endpoint is down, or answers nobody for the moment; the message is one line."""
-
-
-class RunEnded(Exception):
-    """No call of this run can succeed; the message is one line."""
-
-
 def annotate_chunk(job: HeldJob) -> None:
     """Work on a chunk until its tasks are settled or the run stops. Called again, it goes on where it was."""
     chunk = RunChunk.objects.select_related("run__endpoint__annotator", "run__project").get(pk=job.object_id)
-    run = chunk.run
-    if not runs_services.begin(run.pk):
+    if not runs_services.begin(chunk.run_id):
         job.outcome = "The run is not going."
         return
-    try:
-        current = PROMPT_VERSIONS[runs_services.PROMPT_OF[run.approach]]
-        if run.prompt_version != current:
-            raise RunEnded(
-                f"the run asks with prompt {run.prompt_version}, this program with {current}: start a new one"
-            )
+    with stopping(job, chunk.run):
+        check_prompt(chunk.run)
         asyncio.run(_ChunkInHand(job, chunk).work())
-    except (RunEnded, EndpointUnusable) as error:
-        runs_services.fail(run, str(error))
-        raise JobRefused(str(error)) from None
-    except EndpointAway as error:
-        if job.last_chance:
-            # Not failed: what is missing is outside of the run, and it can go on once that is mended.
-            runs_services.pause(run, reason=str(error))
-        raise TryLater(str(error)) from None
-    except BudgetReached as error:
-        runs_services.pause(run, reason=str(error))
-        job.outcome = str(error)
-    except RunStopped:
-        job.outcome = "The run was paused or ended."
 
 
 class _ChunkInHand:
