@@ -2,31 +2,34 @@
 
 A query is declared as a queryset with `Param` in the place of values; the first use on a database compiles it, later
 ones bind values to the same SQL. Rows come out as of the queryset itself: models with what `select_related` names, or
-the tuples of `values_list`. Not here: caching of rows, there is none; inserts, and queries that are asked now and then.
+the tuples of `values_list`. Not here: caching of rows, there is none; queries that are asked now and then.
 """
 
 from __future__ import annotations
 
 import re
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
 
 from django.db import connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Expression, Model, QuerySet
+from django.db.models.constants import OnConflict
 from django.db.models.query import FlatValuesListIterable, ModelIterable, get_related_populators
-from django.db.models.sql import UpdateQuery
+from django.db.models.sql import InsertQuery, UpdateQuery
 from django.db.models.sql.compiler import SQLCompiler
 
 Row = TypeVar("Row")
 
-_KEPT_LENGTH = 8
-"""Longest sequence whose SQL is kept: every length has its own. Annotators answer one task and hold at most eight."""
+_KEPT_LENGTH = 512
+"""Longest sequence whose SQL is kept: every power of two has its own."""
 
 
 class Param(Expression):
@@ -45,7 +48,7 @@ Params = Callable[[str], Any]
 """Gives the `Param` of a name, or the list of them where the value is a sequence. For ``task__id__in=p("tasks")``."""
 
 
-class _Prepared(Generic[Row]):
+class _Prepared(ABC, Generic[Row]):
     """SQL per database and per lengths of the sequences among the values."""
 
     def __init__(self) -> None:
@@ -59,7 +62,7 @@ class _Prepared(Generic[Row]):
             return "\n".join(str(row[-1]) for row in cursor.fetchall())
 
     def _compiled(self, values: Mapping[str, object]) -> _Compiled:
-        lengths = {name: len(value) for name, value in values.items() if isinstance(value, (list, tuple))}
+        lengths = {name: _rounded(len(value)) for name, value in values.items() if isinstance(value, (list, tuple))}
         key = (connection.vendor, *lengths.items())
         if (found := self._kept.get(key)) is not None:
             return found
@@ -74,8 +77,9 @@ class _Prepared(Generic[Row]):
             self._kept[key] = made
         return made
 
+    @abstractmethod
     def _compile(self, params: Params) -> _Compiled:
-        raise NotImplementedError
+        """Have Django write the SQL, with `params` in the place of values."""
 
 
 class PreparedQuery(_Prepared[Row]):
@@ -129,12 +133,36 @@ class PreparedUpdate(_Prepared[int]):
         return _Compiled(sql, template, compiler, queryset)
 
 
+class PreparedInsert(_Prepared[None]):
+    """An INSERT of rows that nobody asks the new keys of. With `ignore_conflicts`, rows that are there stay."""
+
+    def __init__(self, model: type[Model], *names: str, ignore_conflicts: bool = False) -> None:
+        super().__init__()
+        self._model, self._names = model, names
+        self._on_conflict = OnConflict.IGNORE if ignore_conflicts else None
+
+    def many(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Once for each of the rows, which have the columns by name; sent together."""
+        if rows:
+            self._compiled(rows[0]).execute_many(rows)
+
+    def _compile(self, params: Params) -> _Compiled:
+        fields = [field for field in self._model._meta.concrete_fields if field.name in self._names]
+        row: Any = SimpleNamespace(**{field.attname: params(field.attname) for field in fields})
+        query = InsertQuery(self._model, on_conflict=self._on_conflict)
+        query.insert_values(fields, [row], raw=True)
+        queryset = self._model._default_manager.all()
+        compiler = query.get_compiler(using=queryset.db)
+        [(sql, template)] = compiler.as_sql()
+        return _Compiled(sql, template, compiler, queryset)
+
+
 class _Compiled:
     """The SQL of a query, with the names of its values, and how its rows become what the queryset yields."""
 
     def __init__(self, sql: str, template: Sequence[Any], compiler: SQLCompiler, queryset: QuerySet[Any, Any]) -> None:
         self.sql, self._params = _with_constants(sql, template)
-        if isinstance(compiler.query, UpdateQuery):
+        if isinstance(compiler.query, UpdateQuery | InsertQuery):
             return
         columns = [column for column, _, _ in compiler.select]
         self._converters = [
@@ -225,7 +253,14 @@ def _cursor() -> Iterator[CursorWrapper]:
 
 
 def _value(param: Param, values: Mapping[str, Any]) -> Any:
-    return values[param.name] if param.index is None else values[param.name][param.index]
+    value = values[param.name]
+    return value if param.index is None else value[min(param.index, len(value) - 1)]
+
+
+def _rounded(length: int) -> int:
+    """Up to a power of two, where SQL of that length is kept: the last value then stands there several times, which
+    changes no set."""
+    return 1 << (length - 1).bit_length() if length <= _KEPT_LENGTH else length
 
 
 def _for_database(value: Any) -> Any:

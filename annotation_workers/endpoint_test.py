@@ -19,9 +19,19 @@ from django.conf import settings
 from PIL import Image as Pillow
 
 from annotation_server.runs import services as runs_services
+from annotation_server.runs.costs import Spent, cost_of
 from annotation_server.runs.models import Endpoint, EndpointTest, Feature
 from annotation_workers import automated
-from annotation_workers.model_client import EndpointUnusable, Failure, Means, ModelClient, Reading, Reply, read_reply
+from annotation_workers.model_client import (
+    EndpointUnusable,
+    Failure,
+    Means,
+    ModelClient,
+    Reading,
+    Reply,
+    Request,
+    read_reply,
+)
 from annotation_workers.pictures import data_uri
 from annotation_workers.verdicts import Question, Rejected, read_and_check
 from trainer.contract.dimensions import Dimension, Polarity
@@ -51,8 +61,9 @@ def call_once(test: EndpointTest) -> None:
     """Ask, and write down in the test's row what came back. A test that was answered is not repeated."""
     if test.ok is not None:
         return
+    spent = Spent()
     try:
-        ok, report, findings = asyncio.run(_test(test.endpoint))
+        ok, report, findings = asyncio.run(_test(test.endpoint, spent))
     except EndpointUnusable as error:
         runs_services.record_endpoint_test(test.pk, ok=False, report={"reason": "unusable", "detail": str(error)})
         return
@@ -60,12 +71,30 @@ def call_once(test: EndpointTest) -> None:
         feature.value: {"works": finding.works, "detail": finding.detail} for feature, finding in findings.items()
     }
     found = {feature.value: finding.works for feature, finding in findings.items() if finding.works is not None}
-    runs_services.record_endpoint_test(test.pk, ok=ok, report=report, found=found)
+    runs_services.record_endpoint_test(test.pk, ok=ok, report=report, found=found, spent=spent)
 
 
-async def _test(endpoint: Endpoint) -> tuple[bool, dict[str, object], dict[Feature, Finding]]:
+class _CountingClient(ModelClient):
+    """Adds up what its answers took. Of a call that was never answered nobody knows."""
+
+    def __init__(self, endpoint: Endpoint, spent: Spent) -> None:
+        super().__init__(endpoint)
+        self._priced, self._spent = endpoint, spent
+
+    async def complete(self, *args: Any, **options: Any) -> Reply | Failure:
+        result = await super().complete(*args, **options)
+        self._spent.calls += 1
+        if isinstance(result, Reply):
+            said = read_reply(result.body)
+            self._spent.input_tokens += said.input_tokens
+            self._spent.output_tokens += said.output_tokens
+            self._spent.cost_usd += cost_of(self._priced, said.input_tokens, said.output_tokens, said.cached_tokens)
+        return result
+
+
+async def _test(endpoint: Endpoint, spent: Spent) -> tuple[bool, dict[str, object], dict[Feature, Finding]]:
     # Questions about the endpoint, not about a run: none of them waits long.
-    async with ModelClient(endpoint) as client:
+    async with _CountingClient(endpoint, spent) as client:
         prompt = automated.build_prompt(_QUESTION)
         shades = [_picture((shade, shade, shade)) for shade in (230, 200, 170, 140, 110)]
         result = await _ask(client, openai_messages(prompt, shades), max_tokens=_MAX_TOKENS)
@@ -79,9 +108,7 @@ async def _test(endpoint: Endpoint) -> tuple[bool, dict[str, object], dict[Featu
 async def _ask(
     client: ModelClient, messages: list[dict[str, Any]], max_tokens: int = _PROBE_TOKENS, **options: Any
 ) -> Reply | Failure:
-    return await client.complete(
-        messages, request_id=uuid.uuid4(), temperature=0.0, max_tokens=max_tokens, options=options
-    )
+    return await client.complete(Request(messages, 0.0, max_tokens, options), request_id=uuid.uuid4())
 
 
 async def reads_data_uris(client: ModelClient) -> Finding:

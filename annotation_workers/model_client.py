@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -48,6 +50,22 @@ class Means(StrEnum):
     """No call of the run will ever be answered: a wrong key, model or address."""
     BAD_REQUEST = "bad_request"
     """The endpoint calls the request wrong: the task's fault where others were answered, else the run's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a call says, beside its model."""
+
+    messages: Sequence[dict[str, Any]]
+    temperature: float
+    max_tokens: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What else its body says."""
+
+    def body(self, model: str) -> dict[str, Any]:
+        """It as JSON."""
+        said = {"model": model, "messages": self.messages, "temperature": self.temperature}
+        return said | {"max_tokens": self.max_tokens, **self.options}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +109,30 @@ class Reading:
     """The first completion's tokens with their log-probabilities, where they were asked for and came."""
 
 
+def encoded(body: Mapping[str, Any]) -> bytes:
+    """A request's body as JSON. Its pictures, which are nearly all of it, go in as they are: base64 has no character
+    that JSON writes otherwise, and looking at each of them takes longer than sending them."""
+    pictures: list[str] = []
+    mark = uuid.uuid4().hex
+
+    def set_aside(part: dict[str, Any]) -> dict[str, Any]:
+        url = part["image_url"]["url"] if part["type"] == "image_url" else ""
+        if not url.startswith("data:"):
+            return part
+        pictures.append(url)
+        return part | {"image_url": part["image_url"] | {"url": mark}}
+
+    messages = [
+        message | {"content": [set_aside(part) for part in message["content"]]}
+        if isinstance(message["content"], list)
+        else message
+        for message in body["messages"]
+    ]
+    between = json.dumps(dict(body) | {"messages": messages}).split(mark)
+    woven = [text for pair in zip(between, [*pictures, ""], strict=True) for text in pair]
+    return "".join(woven).encode()
+
+
 class EndpointUnusable(Exception):
     """The endpoint cannot be called as it is set up; the message is one line."""
 
@@ -107,7 +149,7 @@ class ModelClient:
             endpoint.timeout_seconds, connect=min(_CONNECT_SECONDS, float(endpoint.timeout_seconds))
         )
         self._deliveries = Deliveries()
-        self._clients = [self._make_client(openai.DefaultAioHttpClient(timeout=self._timeout))]
+        self._clients = [self._make_client(openai.DefaultAioHttpClient(timeout=self._timeout, verify=_trusted()))]
 
     def _make_client(self, http_client: httpx2.AsyncClient) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(
@@ -128,27 +170,18 @@ class ModelClient:
         for client in self._clients:
             await client.close()
 
-    async def complete(
-        self,
-        messages: Sequence[dict[str, Any]],
-        *,
-        request_id: uuid.UUID,
-        temperature: float,
-        max_tokens: int,
-        options: Mapping[str, Any] | None = None,
-    ) -> Reply | Failure:
-        """Make one request; `options`: what else its body says.
+    async def complete(self, request: Request, *, request_id: uuid.UUID) -> Reply | Failure:
+        """Make one request.
 
         By the library's own door for paths it does not know: `chat.completions.create` walks through every part of
         every message, which costs more than all the rest, and returns an HTML page as a plain str.
         """
         started = time.monotonic()
-        asked = {"model": self._model, "messages": messages, "temperature": temperature, "max_tokens": max_tokens}
         try:
             response = await self._clients[-1].post(
                 "/chat/completions",
                 cast_to=httpx2.Response,
-                content=json.dumps(asked | dict(options or {})).encode(),
+                content=encoded(request.body(self._model)),
                 options={"headers": {"Content-Type": "application/json", "X-Request-ID": str(request_id)}},
             )
         except openai.APIStatusError as error:
@@ -165,7 +198,7 @@ class ModelClient:
         has a connection of its own from now on, in which nothing can lie."""
         if self._deliveries.is_sure and len(self._clients) == 1:
             alone = httpx2.Limits(max_connections=1000, max_keepalive_connections=0)
-            own = openai.DefaultAsyncHttpxClient(limits=alone, timeout=self._timeout)
+            own = openai.DefaultAsyncHttpxClient(limits=alone, timeout=self._timeout, verify=_trusted())
             self._clients.append(self._make_client(own))
         return Failure(
             means=Means.UNKNOWN,
@@ -206,6 +239,12 @@ class ModelClient:
     def _without_key(self, text: str) -> str:
         # Some servers repeat a key they refuse; keys are never stored or logged.
         return text.replace(self._key, "[key]") if self._key else text
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The authorities a server's certificate may be of; reading them takes longer than a call."""
+    return httpx2.create_ssl_context()
 
 
 def _api_key(endpoint: Endpoint) -> str:

@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from annotation_server.jobs import broker
 from annotation_server.jobs.models import Job, JobKind
+from annotation_server.prepared import PreparedQuery
 
 LEASE = timedelta(seconds=15)
 """How long a worker that stopped beating keeps its job."""
@@ -109,7 +110,7 @@ def fence(job_id: int, token: uuid.UUID) -> None:
 
     The row stays locked until the commit, so the job cannot be taken back between this check and the write.
     """
-    if not Job.objects.select_for_update().filter(_is_held(job_id, token)).exists():
+    if not _locked(job=job_id, token=token):
         raise LeaseLost(f"job {job_id} was taken back or cancelled")
 
 
@@ -220,3 +221,8 @@ def _is_held(job_id: int, token: uuid.UUID) -> Q:
 
 def _held(job_id: int, token: uuid.UUID) -> QuerySet[Job]:
     return Job.objects.filter(_is_held(job_id, token))
+
+
+_locked = PreparedQuery(
+    lambda p: Job.objects.select_for_update().filter(_is_held(p("job"), p("token"))).values_list("pk", flat=True)
+)

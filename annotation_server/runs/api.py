@@ -20,7 +20,14 @@ from annotation_server.projects.access import Access, Capability, access_to, may
 from annotation_server.runs import services
 from annotation_server.runs.models import Endpoint, EndpointTest, Feature, Run
 from annotation_server.runs.selection import Wanted
-from annotation_server.runs.selectors import Estimate, check_counts, estimate, refusals, run_progress
+from annotation_server.runs.selectors import (
+    Estimate,
+    check_counts,
+    estimate,
+    refusals,
+    run_progress,
+    spent_on_tests,
+)
 from trainer.contract.dimensions import Dimension
 
 router = Router(tags=["runs"])
@@ -51,6 +58,12 @@ class EndpointOut(EndpointIn):
     """What runs go by: what somebody said, else what the last test found."""
     found: dict[str, bool]
     overrides: dict[str, bool]
+    tests_cost_usd: Decimal
+    """Of all its connection tests; they belong to no run, and so to no budget."""
+
+    @staticmethod
+    def resolve_tests_cost_usd(endpoint: Endpoint) -> Decimal:
+        return spent_on_tests(endpoint).cost_usd
 
     @staticmethod
     def resolve_features(endpoint: Endpoint) -> dict[str, bool]:
@@ -79,6 +92,11 @@ class EndpointTestOut(Schema):
     ok: bool | None
     """Null until the job has run."""
     report: dict[str, Any]
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal
+    """At the endpoint's prices of then; what calls without an answer cost is in no sum."""
     job_id: int | None
 
     @staticmethod
@@ -97,6 +115,8 @@ class WantedIn(Schema):
     max_tokens: int = Field(512, ge=16, le=32_768)
     samples: int = Field(1, ge=1, le=services.MOST_SAMPLES)
     """Automated: completions per task; from two on their answers vote, and the share of votes is the confidence."""
+    permute: bool = False
+    """Every sample shows the candidates in another order."""
 
 
 class RunIn(WantedIn):
@@ -104,8 +124,6 @@ class RunIn(WantedIn):
     budget_calls: int | None = Field(None, ge=1)
     temperature: float = Field(0.0, ge=0, le=2)
     max_attempts: int = Field(3, ge=1, le=10)
-    permute: bool = False
-    """Every sample shows the candidates in another order."""
     logprobs: bool = False
     """Automated: confidence from the probabilities of the answer's tokens, where the endpoint has that feature."""
     json_answers: bool = False
@@ -116,6 +134,10 @@ class EstimateOut(Schema):
     tasks: int
     input_tokens: int
     cost_usd: Decimal
+    resolve_calls: int
+    """Blind re-solves, where the project wants them and the run is answer-driven: at most one a task."""
+    resolve_cost_usd: Decimal
+    """Of the cost."""
 
 
 class ProgressOut(Schema):
@@ -220,9 +242,9 @@ def get_endpoint_test(request: AuthenticatedRequest, test_id: int) -> EndpointTe
 
 @router.post("/projects/{slug}/runs/estimate", response=EstimateOut)
 def estimate_run(request: AuthenticatedRequest, slug: str, payload: WantedIn) -> Estimate:
-    """How many tasks a run would work on, and what it would cost at most if each sample took one call."""
+    """How many tasks a run would work on, and what it would cost at most if nothing had to be asked again."""
     access = access_to(request.user, slug, Capability.RUN_MODELS)
-    return estimate(_wanted(access, payload), payload.max_tokens, payload.samples)
+    return estimate(_wanted(access, payload), payload.max_tokens, payload.samples, permute=payload.permute)
 
 
 @router.post("/projects/{slug}/runs", response={202: RunOut})

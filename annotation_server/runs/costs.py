@@ -6,6 +6,7 @@ Not here: budgets and sums (ledger.py), how fast calls may follow one another (p
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from decimal import Decimal
 
 from annotation_server.runs.models import Endpoint
@@ -16,6 +17,16 @@ _PLACES = Decimal("0.00000001")
 _PIXELS_PER_TOKEN = 28 * 28
 """As Qwen's models count; other vision models stay in this order."""
 _QUESTION_TOKENS = 250
+
+
+@dataclass(slots=True)
+class Spent:
+    """What some calls took, added up."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: Decimal = Decimal(0)
 
 
 def cost_of(endpoint: Endpoint, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> Decimal:

@@ -190,6 +190,10 @@ class RunForm(forms.Form):
         """Left out, it is one."""
         return self.cleaned_data["samples"] or 1
 
+    def sizes(self) -> dict[str, Any]:
+        """What an estimate takes beside what is wanted."""
+        return {name: self.cleaned_data[name] for name in ("max_tokens", "samples", "permute")}
+
     def settings(self) -> dict[str, Any]:
         """What start_run takes beside what is wanted."""
         names = (

@@ -16,9 +16,9 @@ from django.db.models import Sum
 from django.utils import timezone
 
 from annotation_server.annotations import services as annotations_services
-from annotation_server.annotations.models import Annotation, Annotator
+from annotation_server.annotations.models import Annotation
 from annotation_server.annotations.services import NewAnnotation
-from annotation_server.prepared import PreparedUpdate
+from annotation_server.prepared import PreparedInsert, PreparedQuery, PreparedUpdate
 from annotation_server.runs import pacing
 from annotation_server.runs.costs import cost_of
 from annotation_server.runs.models import Attempt, Endpoint, RawResponse, Run, RunChunk, RunTask
@@ -123,6 +123,10 @@ class GivenUp:
     reason: str
 
 
+Fact = Answered | Accepted | Refused | Read | GivenUp
+Opened = Attempt | NotYet
+
+
 class RunStopped(Exception):
     """The run is paused or has ended: no further call."""
 
@@ -131,18 +135,54 @@ class BudgetReached(Exception):
     """The next call might cost more than is left; the message is one line."""
 
 
-def open_attempts(run_id: int, chunk_id: int, intents: Sequence[Intent]) -> list[Attempt | NotYet]:
-    """Write attempts down before their calls; NotYet where the budget is held by calls on their way, or the
-    endpoint's limits leave no place.
+def write(
+    chunk: RunChunk, facts: Sequence[Fact], intents: Sequence[Intent], *, pace_learns: bool = True
+) -> Sequence[Opened] | RunStopped | BudgetReached:
+    """Keep facts, then write attempts down before their calls: what became of each intent, in their order.
 
-    Raises RunStopped, and BudgetReached when no further call fits.
+    NotYet where the budget is held by calls on their way, or the endpoint's limits leave no place. Where no call may
+    begin at all, why: as a value, for a paused run refuses intents and must still keep its answers.
+    `chunk` comes with its run and endpoint and holds its sums: its one holder reads them once (`refresh`).
+    `pace_learns`: False where good answers teach nothing about the endpoint's pace (pacing.is_easy).
     """
+    answered = [fact for fact in facts if isinstance(fact, Answered)]
+    accepted = [fact for fact in facts if isinstance(fact, Accepted)]
+    refused = [fact for fact in facts if isinstance(fact, Refused)]
+    read = [fact for fact in facts if isinstance(fact, Read)]
+    given_up = [fact for fact in facts if isinstance(fact, GivenUp)]
+    if answered:
+        _record_answers(chunk, answered)
+    if accepted:
+        _accept(chunk, accepted)
+    if refused:
+        _refuse(chunk, refused)
+    if read:
+        _set_outcome([row.attempt for row in read], Attempt.Outcome.READ)
+    if given_up:
+        _give_up(chunk, given_up)
+    if facts:
+        _save_sums(chunk)
+    all_good = all(answer.outcome == Attempt.Outcome.ANSWERED for answer in answered)
+    if answered and (pace_learns or not all_good):
+        _keep_pace(chunk.run.endpoint, answered)
+    try:
+        return _open_attempts(chunk, intents) if intents else []
+    except (RunStopped, BudgetReached) as error:
+        return error
+
+
+def refresh(chunk: RunChunk) -> None:
+    """Read a chunk's sums again: after a transaction that failed, those in hand tell of what was not committed."""
+    chunk.refresh_from_db(fields=[*_SUMS, "refusals"])
+
+
+def _open_attempts(chunk: RunChunk, intents: Sequence[Intent]) -> list[Opened]:
     # Locked, so that workers on other chunks of the run cannot spend the same dollar.
-    run = Run.objects.select_for_update().get(pk=run_id)
-    if run.state != Run.State.RUNNING:
+    state, budget_usd, budget_calls = _locked_run(run=chunk.run_id)[0]
+    if state != Run.State.RUNNING:
         raise RunStopped
-    affordable = _within_budget(run, intents)
-    place = pacing.grant(run.endpoint_id, [intent.reserve.tokens for intent in affordable])
+    affordable = _within_budget(chunk.run_id, budget_usd, budget_calls, intents)
+    place = pacing.grant(chunk.run.endpoint_id, [intent.reserve.tokens for intent in affordable])
     granted = affordable[: place.calls]
     attempts = Attempt.objects.bulk_create(
         [
@@ -157,30 +197,35 @@ def open_attempts(run_id: int, chunk_id: int, intents: Sequence[Intent]) -> list
         ]
     )
     if granted:
-        _add(
-            chunk_id,
-            calls=len(granted),
-            on_their_way=len(granted),
-            reserved_usd=sum((intent.reserve.usd for intent in granted), Decimal(0)),
-        )
+        chunk.calls += len(granted)
+        chunk.on_their_way += len(granted)
+        chunk.reserved_usd += sum((intent.reserve.usd for intent in granted), Decimal(0))
+        _save_sums(chunk)
     return [*attempts, *[NotYet(place.wait_seconds)] * (len(intents) - len(attempts))]
 
 
-def _within_budget(run: Run, intents: Sequence[Intent]) -> list[Intent]:
-    if run.budget_usd is None and run.budget_calls is None:
+_locked_run = PreparedQuery(
+    lambda p: Run.objects.select_for_update().filter(pk=p("run")).values_list("state", "budget_usd", "budget_calls")
+)
+
+
+def _within_budget(
+    run_id: int, budget_usd: Decimal | None, budget_calls: int | None, intents: Sequence[Intent]
+) -> list[Intent]:
+    if budget_usd is None and budget_calls is None:
         return list(intents)
-    sums = RunChunk.objects.filter(run=run).aggregate(
+    sums = RunChunk.objects.filter(run=run_id).aggregate(
         spent=Sum("cost_usd"), reserved=Sum("reserved_usd"), calls=Sum("calls")
     )
     granted = list(intents)
-    if run.budget_calls is not None:
+    if budget_calls is not None:
         # A call that was made stays made: unlike money, none of this comes back from calls on their way.
-        granted = granted[: max(0, run.budget_calls - (sums["calls"] or 0))]
+        granted = granted[: max(0, budget_calls - (sums["calls"] or 0))]
         if not granted:
-            raise BudgetReached(f"the budget of {run.budget_calls} calls is reached")
-    if run.budget_usd is None:
+            raise BudgetReached(f"the budget of {budget_calls} calls is reached")
+    if budget_usd is None:
         return granted
-    return _within_dollars(run.budget_usd, sums["spent"] or Decimal(0), sums["reserved"] or Decimal(0), granted)
+    return _within_dollars(budget_usd, sums["spent"] or Decimal(0), sums["reserved"] or Decimal(0), granted)
 
 
 def _within_dollars(budget: Decimal, spent: Decimal, reserved: Decimal, intents: Sequence[Intent]) -> list[Intent]:
@@ -198,11 +243,9 @@ def _within_dollars(budget: Decimal, spent: Decimal, reserved: Decimal, intents:
     return granted
 
 
-def record_answers(endpoint: Endpoint, chunk_id: int, answers: Sequence[Answered]) -> None:
-    """Keep what came back, word for word, and what it cost, before anybody reads it."""
+def _record_answers(chunk: RunChunk, answers: Sequence[Answered]) -> None:
+    """What came back, word for word, and what it cost, before anybody reads it."""
     now = timezone.now()
-    input_tokens = cached_tokens = output_tokens = 0
-    cost = reserved = Decimal(0)
     for answer in answers:
         attempt = answer.attempt
         attempt.outcome = answer.outcome
@@ -212,32 +255,22 @@ def record_answers(endpoint: Endpoint, chunk_id: int, answers: Sequence[Answered
         attempt.input_tokens = answer.input_tokens
         attempt.cached_tokens = answer.cached_tokens
         attempt.output_tokens = answer.output_tokens
-        attempt.cost_usd = cost_of(endpoint, answer.input_tokens, answer.output_tokens, answer.cached_tokens)
+        attempt.cost_usd = cost_of(chunk.run.endpoint, answer.input_tokens, answer.output_tokens, answer.cached_tokens)
         attempt.latency_ms = answer.latency_ms
         attempt.answered_at = None if answer.outcome == Attempt.Outcome.UNKNOWN else now
-        input_tokens += answer.input_tokens
-        cached_tokens += answer.cached_tokens
-        output_tokens += answer.output_tokens
-        cost += attempt.cost_usd
-        reserved += answer.reserve.usd
+        chunk.input_tokens += answer.input_tokens
+        chunk.cached_tokens += answer.cached_tokens
+        chunk.output_tokens += answer.output_tokens
+        chunk.cost_usd += attempt.cost_usd
+        chunk.reserved_usd -= answer.reserve.usd
     _keep_answers.many([_said(answer.attempt, _ANSWERED_FIELDS) for answer in answers])
-    RawResponse.objects.bulk_create(
-        [RawResponse(attempt=answer.attempt, body=answer.body) for answer in answers if answer.body]
-    )
-    _add(
-        chunk_id,
-        refusals=Counter(answer.reason for answer in answers if answer.outcome != Attempt.Outcome.ANSWERED),
-        on_their_way=-len(answers),
-        input_tokens=input_tokens,
-        cached_tokens=cached_tokens,
-        output_tokens=output_tokens,
-        cost_usd=cost,
-        reserved_usd=-reserved,
-    )
+    _keep_bodies.many([{"attempt_id": answer.attempt.pk, "body": answer.body} for answer in answers if answer.body])
+    chunk.on_their_way -= len(answers)
+    _count_refusals(chunk, [answer.reason for answer in answers if answer.outcome != Attempt.Outcome.ANSWERED])
 
 
-def keep_pace(endpoint: Endpoint, answers: Sequence[Answered]) -> None:
-    """What the answers say about how fast the endpoint may be called. Last in a transaction: its row is everybody's."""
+def _keep_pace(endpoint: Endpoint, answers: Sequence[Answered]) -> None:
+    """What the answers say about how fast the endpoint may be called. Late in a transaction: its row is everybody's."""
     pacing.learn(
         endpoint.pk,
         [
@@ -254,12 +287,13 @@ def keep_pace(endpoint: Endpoint, answers: Sequence[Answered]) -> None:
     )
 
 
-def accept(run: Run, annotator: Annotator, chunk_id: int, accepted: Sequence[Accepted]) -> None:
+def _accept(chunk: RunChunk, accepted: Sequence[Accepted]) -> None:
     """Make annotations of completions. The key names run and task: after a crash the same one is found, not doubled.
 
     A near-copy of another task's reasoning is refused instead: its attempt then says so.
     """
-    accepted = _without_near_copies(run, chunk_id, accepted)
+    run, annotator = chunk.run, chunk.run.endpoint.annotator
+    accepted = _without_near_copies(chunk, accepted)
     if not accepted:
         return
     annotations = annotations_services.record_annotations(
@@ -282,19 +316,17 @@ def accept(run: Run, annotator: Annotator, chunk_id: int, accepted: Sequence[Acc
     for row, annotation in zip(accepted, annotations, strict=True):
         _settle_task(row.run_task, RunTask.State.ACCEPTED, "", annotation)
     calls = [call for row in accepted for call in {row.attempt.pk: row.attempt, **_by_key(row.agreeing)}.values()]
-    for call in calls:
-        call.outcome = Attempt.Outcome.ACCEPTED
-    Attempt.objects.filter(pk__in=[call.pk for call in calls]).update(outcome=Attempt.Outcome.ACCEPTED)
+    _set_outcome(calls, Attempt.Outcome.ACCEPTED)
     _settle_tasks.many([_said(row.run_task, _SETTLED_FIELDS) for row in accepted])
-    _add(chunk_id, accepted=len(accepted))
+    chunk.accepted += len(accepted)
 
 
-def _without_near_copies(run: Run, chunk_id: int, accepted: Sequence[Accepted]) -> Sequence[Accepted]:
+def _without_near_copies(chunk: RunChunk, accepted: Sequence[Accepted]) -> Sequence[Accepted]:
     """Those that stand; the others are refused. Here and not before, so that no other worker comes in between."""
-    threshold = run.project.near_copy
+    threshold = chunk.run.project.near_copy
     if not threshold:
         return accepted
-    copies = claim_wordings(run.project_id, threshold, [Wording(row.run_task, row.rationale) for row in accepted])
+    copies = claim_wordings(chunk.run.project_id, threshold, [Wording(row.run_task, row.rationale) for row in accepted])
     refused = [
         Refused(
             attempt=attempt,
@@ -307,36 +339,41 @@ def _without_near_copies(run: Run, chunk_id: int, accepted: Sequence[Accepted]) 
         for attempt in _by_key([row.attempt, *row.agreeing]).values()
     ]
     if refused:
-        refuse(chunk_id, refused)
+        _refuse(chunk, refused)
     return [row for row in accepted if row.run_task.pk not in copies]
-
-
-def mark_read(read: Sequence[Read]) -> None:
-    """Re-solves that have had their say."""
-    Attempt.objects.filter(pk__in=[row.attempt.pk for row in read]).update(outcome=Attempt.Outcome.READ)
 
 
 def _by_key(attempts: Sequence[Attempt]) -> dict[int, Attempt]:
     return {attempt.pk: attempt for attempt in attempts}
 
 
-def refuse(chunk_id: int, refused: Sequence[Refused]) -> None:
+def _set_outcome(attempts: Sequence[Attempt], outcome: Attempt.Outcome) -> None:
+    for attempt in attempts:
+        attempt.outcome = outcome
+    _outcomes(attempts=[attempt.pk for attempt in attempts], outcome=outcome.value)
+
+
+_outcomes = PreparedUpdate(lambda p: (Attempt.objects.filter(pk__in=p("attempts")), {"outcome": p("outcome")}))
+
+
+def _refuse(chunk: RunChunk, refused: Sequence[Refused]) -> None:
     """Mark attempts whose completion was not taken, with the reason."""
     for row in refused:
         row.attempt.outcome = row.outcome
         row.attempt.reason = row.reason
         row.attempt.detail = row.detail[:500]
-    _refuse.many([_said(row.attempt, _REFUSED_FIELDS) for row in refused])
-    _add(chunk_id, refusals=Counter(row.reason for row in refused))
+    _keep_refusals.many([_said(row.attempt, _REFUSED_FIELDS) for row in refused])
+    _count_refusals(chunk, [row.reason for row in refused])
 
 
-def give_up(chunk_id: int, given_up: Sequence[GivenUp]) -> None:
+def _give_up(chunk: RunChunk, given_up: Sequence[GivenUp]) -> None:
     """Settle tasks without an annotation."""
     for row in given_up:
         _settle_task(row.run_task, row.state, row.reason, None)
     _settle_tasks.many([_said(row.run_task, _SETTLED_FIELDS) for row in given_up])
     rejected = sum(row.state == RunTask.State.REJECTED for row in given_up)
-    _add(chunk_id, rejected=rejected, failed=len(given_up) - rejected)
+    chunk.rejected += rejected
+    chunk.failed += len(given_up) - rejected
 
 
 _ANSWERED_FIELDS = (
@@ -347,7 +384,7 @@ _REFUSED_FIELDS = ("outcome", "reason", "detail")
 _SETTLED_FIELDS = ("state", "reason", "annotation_id")
 
 
-def _writing(model: type[Attempt] | type[RunTask], fields: Sequence[str]) -> PreparedUpdate:
+def _writing(model: type[Attempt | RunTask | RunChunk], fields: Sequence[str]) -> PreparedUpdate:
     return PreparedUpdate(
         lambda p: (model.objects.filter(pk=p("pk")), {name.removesuffix("_id"): p(name) for name in fields})
     )
@@ -358,7 +395,8 @@ def _said(row: Attempt | RunTask, fields: Sequence[str]) -> dict[str, object]:
 
 
 _keep_answers = _writing(Attempt, _ANSWERED_FIELDS)
-_refuse = _writing(Attempt, _REFUSED_FIELDS)
+_keep_bodies = PreparedInsert(RawResponse, "attempt", "body")
+_keep_refusals = _writing(Attempt, _REFUSED_FIELDS)
 _settle_tasks = _writing(RunTask, _SETTLED_FIELDS)
 
 
@@ -368,25 +406,34 @@ def _settle_task(run_task: RunTask, state: RunTask.State, reason: str, annotatio
     run_task.annotation = annotation
 
 
-def _add(chunk_id: int, *, refusals: Counter[str] | None = None, **amounts: int | Decimal) -> None:
-    """Add to the chunk's sums. Its one holder may read and write back, and for money has to: added up in the database,
-    SQLite's decimals are binary fractions, and a remainder of 1e-16 would stay reserved for ever."""
-    chunk = RunChunk.objects.get(pk=chunk_id)
-    for name, amount in amounts.items():
-        setattr(chunk, name, getattr(chunk, name) + amount)
-    if refusals:
-        chunk.refusals = dict(Counter(chunk.refusals) + refusals)
-    chunk.save(update_fields=[*amounts, "refusals"] if refusals else list(amounts))
+def _count_refusals(chunk: RunChunk, reasons: Sequence[str]) -> None:
+    if reasons:
+        chunk.refusals = dict(Counter(chunk.refusals) + Counter(reasons))
+        chunk.save(update_fields=["refusals"])
 
 
-def recover(chunk_id: int) -> int:
+def _save_sums(chunk: RunChunk) -> None:
+    """The chunk's one holder may write what it has added up, and for money has to: added up in the database, SQLite's
+    decimals are binary fractions, and a remainder of 1e-16 would stay reserved for ever."""
+    _keep_sums(pk=chunk.pk, **{name: getattr(chunk, name) for name in _SUMS})
+
+
+_SUMS = (
+    "accepted", "rejected", "failed", "calls", "on_their_way", "input_tokens", "cached_tokens", "output_tokens",
+    "cost_usd", "reserved_usd",
+)  # fmt: skip
+_keep_sums = _writing(RunChunk, _SUMS)
+
+
+def recover(chunk: RunChunk) -> int:
     """What a killed worker left: calls that were on their way become UNKNOWN, perhaps charged. Returns how many."""
-    cut = Attempt.objects.filter(run_task__chunk=chunk_id, outcome=Attempt.Outcome.SENT).update(
+    cut = Attempt.objects.filter(run_task__chunk=chunk, outcome=Attempt.Outcome.SENT).update(
         outcome=Attempt.Outcome.UNKNOWN, reason=INTERRUPTED, detail="the worker ended before the answer came"
     )
-    RunChunk.objects.filter(pk=chunk_id).update(reserved_usd=0, on_their_way=0)
-    if cut:
-        _add(chunk_id, refusals=Counter({INTERRUPTED: cut}))
+    refresh(chunk)
+    chunk.reserved_usd, chunk.on_their_way = Decimal(0), 0
+    _save_sums(chunk)
+    _count_refusals(chunk, [INTERRUPTED] * cut)
     return cut
 
 

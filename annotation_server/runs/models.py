@@ -316,11 +316,15 @@ class WordingKey(models.Model):
 
 
 class EndpointTest(models.Model):
-    """One connection test of an endpoint, made by a job: what it answered to a tiny request."""
+    """One connection test of an endpoint, made by a job: what it answered to tiny requests, and what those took."""
 
     endpoint = models.ForeignKey(Endpoint, on_delete=models.CASCADE, related_name="tests")
     ok = models.BooleanField(null=True, help_text="Empty until the job has run.")
     report = models.JSONField(default=dict)
+    calls = models.PositiveSmallIntegerField(default=0)
+    input_tokens = models.PositiveBigIntegerField(default=0)
+    output_tokens = models.PositiveBigIntegerField(default=0)
+    cost_usd = models.DecimalField(max_digits=14, decimal_places=8, default=0)
     created_at = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:

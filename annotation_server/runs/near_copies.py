@@ -12,15 +12,18 @@ moment, the second waits for the first and then meets its keys. Not here: what f
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from annotation_server.prepared import PreparedInsert, PreparedQuery
 from annotation_server.runs.models import RunTask, WordingKey
 from annotation_server.runs.words import Shingle, likeness, shingles, words
 
 KEYS = 6
 _MINIMA_PER_KEY = 3
-_PRIME = (1 << 61) - 1
+_NUMBERS = struct.Struct(f"<{KEYS * _MINIMA_PER_KEY}Q")
+"""One run of words, hashed in as many ways as there are minima."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,13 @@ class Wording:
 class NearCopy:
     """Whose words a reasoning repeats, and how much of them."""
 
-    of: RunTask
+    run_task_id: int
+    about: str
+    """Sample and dimension."""
     likeness: float
 
     def __str__(self) -> str:
-        task = self.of.task
-        return f"{self.likeness:.0%} of its words are those about {task.sample.external_id}, {task.dimension}"
+        return f"{self.likeness:.0%} of its words are those about {self.about}"
 
 
 def claim_wordings(project_id: int, threshold: float, wordings: Sequence[Wording]) -> dict[int, NearCopy]:
@@ -52,16 +56,13 @@ def claim_wordings(project_id: int, threshold: float, wordings: Sequence[Wording
     keys = {pk: keys_of(found) for pk, found in mine.items()}
     # In one order for everybody: two workers that wait for each other's keys would wait for ever.
     rows = sorted((key, place, pk) for place, (pk, own) in enumerate(keys.items()) for key in own)
-    WordingKey.objects.bulk_create(
-        [WordingKey(project_id=project_id, key=key, run_task_id=pk) for key, _, pk in rows], ignore_conflicts=True
-    )
-    wanted = {key for key, _, _ in rows}
-    owned = WordingKey.objects.filter(project_id=project_id, key__in=wanted)
-    owners = {row.key: row.run_task for row in owned.select_related("run_task__annotation", "run_task__task__sample")}
+    _claim.many([{"project_id": project_id, "key": key, "run_task_id": pk} for key, _, pk in rows])
+    owners = _owners(project_id, [key for key, _, _ in rows], mine)
     copies: dict[int, NearCopy] = {}
     for wording in wordings:
         pk = wording.run_task.pk
-        found = _nearest(wording, mine[pk], [owners[key] for key in keys[pk] if key in owners], mine, copies)
+        others = {owners[key].run_task_id: owners[key] for key in keys[pk] if key in owners}
+        found = _nearest(wording, mine[pk], [owner for owner in others.values() if owner.run_task_id not in copies])
         if found is not None and found.likeness >= threshold:
             copies[pk] = found
     if copies:
@@ -72,47 +73,65 @@ def claim_wordings(project_id: int, threshold: float, wordings: Sequence[Wording
 def find_near_copy(project_id: int, threshold: float, wording: Wording) -> NearCopy | None:
     """What claim_wordings would say, with nothing written: before a call is spent on a reasoning."""
     mine = shingles(words(wording.rationale))
-    owned = WordingKey.objects.filter(project_id=project_id, key__in=keys_of(mine))
-    owners = [row.run_task for row in owned.select_related("run_task__annotation", "run_task__task__sample")]
-    found = _nearest(wording, mine, owners, {}, {})
+    owners = {owner.run_task_id: owner for owner in _owners(project_id, keys_of(mine), {}).values()}
+    found = _nearest(wording, mine, owners.values())
     return found if found is not None and found.likeness >= threshold else None
 
 
 def keys_of(found: Iterable[Shingle]) -> list[int]:
     """The keys of a text's runs; none for a text without words. The same on every machine, today and tomorrow."""
-    numbers = [_number(" ".join(run)) for run in found]
+    numbers = [_NUMBERS.unpack(hashlib.shake_128(" ".join(run).encode()).digest(_NUMBERS.size)) for run in found]
     if not numbers:
         return []
-    minima = [min((factor * number + more) % _PRIME for number in numbers) for factor, more in _FUNCTIONS]
+    minima = [min(column) for column in zip(*numbers, strict=True)]
     parts = [minima[at : at + _MINIMA_PER_KEY] for at in range(0, len(minima), _MINIMA_PER_KEY)]
     return [_number(f"{place} {part}") - (1 << 63) for place, part in enumerate(parts)]
 
 
-def _nearest(
-    wording: Wording,
-    mine: frozenset[Shingle],
-    owners: Iterable[RunTask],
-    beside: Mapping[int, frozenset[Shingle]],
-    copies: Mapping[int, NearCopy],
-) -> NearCopy | None:
-    """The owner with the most alike words; `beside` are wordings of the same moment, which have no annotation yet."""
-    task_id = wording.run_task.task_id
-    others = {owner.pk: owner for owner in owners if owner.task_id != task_id and owner.pk not in copies}
-    compared = [
-        NearCopy(owner, likeness(mine, beside.get(owner.pk) or shingles(words(_rationale(owner)))))
-        for owner in others.values()
-    ]
-    return max(compared, key=lambda found: found.likeness, default=None)
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """The first reasoning that has a key."""
+
+    run_task_id: int
+    task_id: int
+    about: str
+    shingles: frozenset[Shingle]
 
 
-def _rationale(owner: RunTask) -> str:
-    return owner.annotation.rationale if owner.annotation is not None else ""
+def _owners(project_id: int, keys: Sequence[int], beside: Mapping[int, frozenset[Shingle]]) -> dict[int, _Owner]:
+    """By key. `beside` are the words of run tasks of the same moment, which have no annotation yet."""
+    owners: dict[int, _Owner] = {}
+    by_key: dict[int, _Owner] = {}
+    for key, pk, task_id, external_id, dimension, rationale in _owned(project=project_id, keys=sorted(set(keys))):
+        if pk not in owners:
+            said = beside.get(pk)
+            of = shingles(words(rationale or "")) if said is None else said
+            owners[pk] = _Owner(pk, task_id, f"{external_id}, {dimension}", of)
+        by_key[key] = owners[pk]
+    return by_key
+
+
+_claim = PreparedInsert(WordingKey, "project", "key", "run_task", ignore_conflicts=True)
+_owned = PreparedQuery(
+    lambda p: WordingKey.objects.filter(project_id=p("project"), key__in=p("keys")).values_list(
+        "key",
+        "run_task_id",
+        "run_task__task_id",
+        "run_task__task__sample__external_id",
+        "run_task__task__dimension",
+        "run_task__annotation__rationale",
+    )
+)
+
+
+def _nearest(wording: Wording, mine: frozenset[Shingle], owners: Iterable[_Owner]) -> NearCopy | None:
+    """The owner with the most alike words, of another task."""
+    others = [owner for owner in owners if owner.task_id != wording.run_task.task_id]
+    if not others:
+        return None
+    nearest = max(others, key=lambda owner: likeness(mine, owner.shingles))
+    return NearCopy(nearest.run_task_id, nearest.about, likeness(mine, nearest.shingles))
 
 
 def _number(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
-
-
-_FUNCTIONS = [
-    (_number(f"factor {place}") % _PRIME, _number(f"more {place}") % _PRIME) for place in range(KEYS * _MINIMA_PER_KEY)
-]

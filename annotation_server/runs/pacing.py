@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from django.db.models import Sum
 from django.utils import timezone
 
 from annotation_server.jobs.models import Job, JobKind
+from annotation_server.prepared import PreparedQuery
 from annotation_server.runs.models import Endpoint, Pace, RunChunk
 
 LONGEST_BACKOFF = timedelta(seconds=60)
@@ -132,9 +132,15 @@ def _slow_down(pace: Pace, outcome: Outcome, now: datetime) -> None:
 
 def _on_their_way(endpoint_id: int) -> int:
     """Calls on their way for all workers; what a killed one left counts until its job is taken back."""
-    held = Job.objects.filter(kind=JobKind.ANNOTATE_CHUNK, state=Job.State.RUNNING).values("object_id")
-    chunks = RunChunk.objects.filter(pk__in=held, run__endpoint=endpoint_id)
-    return chunks.aggregate(calls=Sum("on_their_way"))["calls"] or 0
+    return sum(calls or 0 for calls in _calls_out(endpoint=endpoint_id))
+
+
+_calls_out = PreparedQuery(
+    lambda p: RunChunk.objects.filter(
+        pk__in=Job.objects.filter(kind=JobKind.ANNOTATE_CHUNK, state=Job.State.RUNNING).values("object_id"),
+        run__endpoint=p("endpoint"),
+    ).values_list("on_their_way", flat=True)
+)
 
 
 def _after(free: datetime, now: datetime, amount: int, per_minute: int) -> datetime:
@@ -146,9 +152,13 @@ def _span(amount: int, per_minute: int) -> timedelta:
 
 
 def _locked(endpoint_id: int) -> Pace:
-    paces = Pace.objects.select_related("endpoint").select_for_update(of=("self",))
-    pace = paces.filter(pk=endpoint_id).first()
+    pace = _locked_pace.first(endpoint=endpoint_id)
     if pace is None:
         Pace.objects.bulk_create([Pace(endpoint_id=endpoint_id)], ignore_conflicts=True)
-        pace = paces.get(pk=endpoint_id)
+        (pace,) = _locked_pace(endpoint=endpoint_id)
     return pace
+
+
+_locked_pace = PreparedQuery(
+    lambda p: Pace.objects.select_related("endpoint").select_for_update(of=("self",)).filter(pk=p("endpoint"))
+)

@@ -9,6 +9,7 @@ Not here: what a call writes (ledger.py), which tasks (selection.py), writing th
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
@@ -23,6 +24,7 @@ from annotation_server.annotations.models import Approach
 from annotation_server.annotations.services import model_annotator
 from annotation_server.jobs import services as jobs_services
 from annotation_server.jobs.models import Job, JobKind
+from annotation_server.runs.costs import Spent
 from annotation_server.runs.models import Endpoint, EndpointTest, Feature, Run, RunChunk
 from annotation_server.runs.selection import Wanted, as_stored, select_tasks
 from trainer.contract.prompts import PROMPT_VERSIONS, PromptKind
@@ -138,11 +140,17 @@ def start_endpoint_test(endpoint: Endpoint) -> EndpointTest:
 
 
 def record_endpoint_test(
-    test_id: int, *, ok: bool, report: dict[str, object], found: Mapping[str, bool] | None = None
+    test_id: int,
+    *,
+    ok: bool,
+    report: dict[str, object],
+    found: Mapping[str, bool] | None = None,
+    spent: Spent | None = None,
 ) -> None:
-    """What the endpoint answered, and what that shows of its features; what it does not show stays as it was."""
+    """What the endpoint answered, what that took, and what it shows of its features; what it does not show stays as it
+    was."""
     with transaction.atomic():
-        EndpointTest.objects.filter(pk=test_id).update(ok=ok, report=report)
+        EndpointTest.objects.filter(pk=test_id).update(ok=ok, report=report, **asdict(spent or Spent()))
         if found:
             endpoint = Endpoint.objects.select_for_update().get(tests=test_id)
             Endpoint.objects.filter(pk=endpoint.pk).update(found=endpoint.found | dict(found))

@@ -34,6 +34,7 @@ from annotation_server.runs.selectors import (
     refused_attempts,
     run_progress,
     said_in_run,
+    spent_on_tests,
 )
 
 ATTEMPTS_SHOWN = 50
@@ -97,6 +98,8 @@ def _endpoint_page(request: AuthenticatedRequest, found: Endpoint, form: Endpoin
         "pace": pace,
         "resting": resting,
         "at_once": calls_at_once(found, pace),
+        "tests": found.tests.count(),
+        "spent": spent_on_tests(found),
         "features": [(feature.label, found.can(feature), feature in found.overrides) for feature in Feature],
     }
     context |= _tested(test) if test else {}
@@ -129,7 +132,7 @@ def start(request: AuthenticatedRequest, slug: str) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         if "estimate" in request.POST:
             context |= {
-                "estimate": estimate(form.wanted(), form.cleaned_data["max_tokens"], form.cleaned_data["samples"]),
+                "estimate": estimate(form.wanted(), **form.sizes()),
                 "endpoint": form.cleaned_data["endpoint"],
             }
         else:

@@ -13,8 +13,8 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from annotation_server.annotations.models import Annotation
-from annotation_server.prepared import Params, PreparedQuery, PreparedUpdate
-from annotation_server.runs.models import Endpoint
+from annotation_server.prepared import Params, PreparedInsert, PreparedQuery, PreparedUpdate
+from annotation_server.runs.models import Endpoint, Pace
 from annotation_server.runs.services import create_endpoint
 from annotation_server.tasks.models import Slot, Task
 from annotation_server.tasks.services import claim_next
@@ -146,3 +146,32 @@ def test_a_refused_update_spoils_its_transaction_as_ever() -> None:
         with pytest.raises(transaction.TransactionManagementError):
             Slot.objects.count()
         transaction.set_rollback(True)
+
+
+def test_rows_are_inserted_and_those_that_are_there_stay() -> None:
+    insert = PreparedInsert(Pace, "endpoint", "busy_rounds", "at_once", "slowed_at", ignore_conflicts=True)
+    endpoints = [create_endpoint(name=f"e{n}", base_url="http://127.0.0.1:9/v1", model="m") for n in range(3)]
+    now = timezone.now()
+    insert.many([])
+    for rounds in (7, 8):
+        insert.many(
+            [
+                {"endpoint_id": endpoint.pk, "busy_rounds": rounds, "at_once": 1.5, "slowed_at": now}
+                for endpoint in endpoints[: rounds - 5]
+            ]
+        )
+    kept = Pace.objects.order_by("pk").values_list("endpoint", "busy_rounds", "at_once", "slowed_at")
+    assert list(kept) == [(endpoint.pk, 7 + (endpoint is endpoints[2]), 1.5, now) for endpoint in endpoints]
+    strict = PreparedInsert(Pace, "endpoint", "busy_rounds")
+    with pytest.raises(IntegrityError), transaction.atomic():
+        strict.many([{"endpoint_id": endpoints[0].pk, "busy_rounds": 0}])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 512, 513, 700])
+def test_a_set_of_any_length_is_that_set(count: int) -> None:
+    """Up to a power of two the last value stands there several times."""
+    tasks = [make_task() for _ in range(3)]
+    among = PreparedQuery(lambda p: Task.objects.filter(pk__in=p("tasks")).values_list("pk", flat=True).order_by("pk"))
+    wanted = [tasks[0].pk, *range(10_000, 10_000 + count - 1)]
+    assert among(tasks=wanted) == [tasks[0].pk]
+    assert among(tasks=[*range(10_000, 10_000 + count - 1), tasks[2].pk]) == [tasks[2].pk]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -186,6 +188,24 @@ def test_a_reasoning_is_solved_again_by_somebody_who_does_not_see_its_answer(
     assert not run.chunks.exclude(reserved_usd=0).exists()
 
 
+def test_an_estimate_counts_re_solves_by_themselves(endpoint: Endpoint) -> None:
+    project = explained(2)
+    wanted = Wanted(project=project, endpoint=endpoint, approach=Approach.ANSWER_DRIVEN)
+    without = selectors.estimate(wanted, 100)
+    assert (without.resolve_calls, without.resolve_cost_usd) == (0, Decimal(0))
+    project.blind_resolve = True
+    said = selectors.estimate(wanted, 100)
+    assert said.resolve_calls == 2
+    # The images and the question again, with a completion of full length in it, and one more that comes out.
+    assert said.input_tokens == 2 * without.input_tokens + 2 * 100
+    assert said.resolve_cost_usd == without.cost_usd + Decimal(2 * 100) / 1000
+    assert said.cost_usd == without.cost_usd + said.resolve_cost_usd
+    automated = selectors.estimate(replace(wanted, approach=Approach.AUTOMATED), 100)
+    assert (automated.tasks, automated.resolve_calls) == (0, 0)
+    automated = selectors.estimate(replace(wanted, approach=Approach.AUTOMATED, resolved_too=True), 100)
+    assert (automated.tasks, automated.cost_usd, automated.resolve_calls) == (2, without.cost_usd, 0)
+
+
 def test_a_reasoning_that_leads_somebody_else_elsewhere_is_refused(
     fake: FakeEndpoint, endpoint: Endpoint, work: Work
 ) -> None:
@@ -252,8 +272,12 @@ def test_an_automated_run_is_not_solved_again(fake: FakeEndpoint, endpoint: Endp
 
 def test_a_near_copy_is_not_worth_a_second_call(fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work) -> None:
     fake.control(mode="copy")
-    start(explained(2, blind_resolve=True, near_copy=0.8), make_endpoint(concurrency=1), max_attempts=1)
-    work()
+    project, tasks = project_with_tasks(2, blind_resolve=True, near_copy=0.8)
+    person, endpoint = make_member(project), make_endpoint(concurrency=1)
+    for task in tasks:
+        annotate(task, person, "A")
+        start(project, endpoint, max_attempts=1)
+        work()
     assert outcomes() == [("accepted", "", False), ("read", "", True), ("rejected", "near_copy", False)]
 
 
@@ -264,7 +288,7 @@ def test_a_worker_killed_between_the_resolve_and_its_judgement_repeats_no_call(
     fake.control(script=["good", verdict])
     run = start(explained(1, blind_resolve=True), endpoint, max_attempts=1)
     with monkeypatch.context() as crash:
-        crash.setattr("annotation_workers.annotate._ChunkInHand._judge_resolve", _die)
+        crash.setattr("annotation_workers.judging.Judging._judge_resolve", _die)
         with pytest.raises(KeyboardInterrupt):
             work()
     assert outcomes() == [("answered", "", False), ("answered", "", True)]
@@ -281,7 +305,7 @@ def test_a_worker_killed_before_the_resolve_makes_that_call_alone(
 ) -> None:
     run = start(explained(1, blind_resolve=True), endpoint)
     with monkeypatch.context() as crash:
-        crash.setattr("annotation_workers.annotate.resolving.build_prompt", _die_at_once)
+        crash.setattr("annotation_workers.judging.resolving.build_prompt", _die)
         with pytest.raises(KeyboardInterrupt):
             work()
     assert [outcome for outcome in outcomes() if not outcome[2]] == [("answered", "", False)]
@@ -300,7 +324,7 @@ def test_a_worker_killed_between_a_near_copy_and_its_end_asks_no_more(
     project = explained(2, near_copy=0.8)
     run = start(project, endpoint, max_attempts=1)
     with monkeypatch.context() as crash:
-        crash.setattr("annotation_workers.annotate._ChunkInHand._refused", _die_at_once)
+        crash.setattr("annotation_workers.judging.Judging._refused", _die)
         with pytest.raises(KeyboardInterrupt):
             work()
     _somebody_else_goes_on()
@@ -316,7 +340,7 @@ def test_a_project_that_no_longer_wants_it_still_listens_to_a_resolve_that_was_p
     fake.control(script=["good", "different"])
     start(explained(1, blind_resolve=True), endpoint, max_attempts=1)
     with monkeypatch.context() as crash:
-        crash.setattr("annotation_workers.annotate._ChunkInHand._judge_resolve", _die)
+        crash.setattr("annotation_workers.judging.Judging._judge_resolve", _die)
         with pytest.raises(KeyboardInterrupt):
             work()
     Project.objects.update(blind_resolve=False)
@@ -341,12 +365,8 @@ def _somebody_else_goes_on() -> None:
     Job.objects.update(state=Job.State.QUEUED, lease_token=None, lease_expires_at=None)
 
 
-async def _die(*args: object) -> bool:
+def _die(*args: object) -> None:
     raise KeyboardInterrupt  # like a kill, it is caught nowhere on its way out
-
-
-def _die_at_once(*args: object) -> None:
-    raise KeyboardInterrupt
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def test_the_samples_of_a_killed_worker_are_not_asked_for_again(
     project, _ = project_with_tasks(1)
     run = start(project, endpoint, samples=3)
     with monkeypatch.context() as crash:
-        crash.setattr("annotation_workers.annotate._ChunkInHand._vote", _die)
+        crash.setattr("annotation_workers.judging.Judging._vote", _die)
         with pytest.raises(KeyboardInterrupt):
             work()
     assert list(Attempt.objects.values_list("outcome", flat=True)) == ["answered"] * 3
@@ -197,5 +197,5 @@ def test_only_the_tokens_of_the_answer_count() -> None:
     assert answer_probability([]) is None
 
 
-async def _die(*args: object) -> bool:
+def _die(*args: object) -> None:
     raise KeyboardInterrupt  # like a kill, it is caught nowhere on its way out

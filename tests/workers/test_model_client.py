@@ -12,7 +12,17 @@ import openai
 import pytest
 
 from annotation_server.runs.models import Endpoint
-from annotation_workers.model_client import Failure, Means, ModelClient, Reply, classify_status, read_reply, retry_after
+from annotation_workers.model_client import (
+    Failure,
+    Means,
+    ModelClient,
+    Reply,
+    Request,
+    classify_status,
+    encoded,
+    read_reply,
+    retry_after,
+)
 from tests.workers.conftest import FakeEndpoint
 from tests.workers.fake_endpoint import completion
 
@@ -22,9 +32,19 @@ MESSAGES = [{"role": "user", "content": [{"type": "text", "text": "Judge."}]}]
 def ask(endpoint: Endpoint) -> Reply | Failure:
     async def call() -> Reply | Failure:
         async with ModelClient(endpoint) as client:
-            return await client.complete(MESSAGES, request_id=uuid.uuid4(), temperature=0.0, max_tokens=10)
+            return await client.complete(Request(MESSAGES, 0.0, 10), request_id=uuid.uuid4())
 
     return asyncio.run(call())
+
+
+def test_pictures_are_written_into_a_body_as_json_would() -> None:
+    said = 'She said: "no", and \\ \u2028'
+    url = {"type": "image_url", "image_url": {"url": "https://winnow.example/a?b=%22"}}
+    data = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + "QUJD/+" * 999, "detail": "low"}}
+    body = {"model": 'm"', "messages": [{"role": "user", "content": [{"type": "text", "text": said}, data, url, data]}]}
+    assert json.loads(encoded(body)) == body
+    system = {"model": "m", "messages": [{"role": "system", "content": said}], "temperature": 0.5}
+    assert json.loads(encoded(system)) == system
 
 
 def at(fake: FakeEndpoint) -> Endpoint:

@@ -138,7 +138,9 @@ def test_a_retry_after_is_waited_for_in_seconds_or_as_a_date(
     as_date: bool, fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work
 ) -> None:
     until = format_datetime(datetime.now(UTC) + timedelta(seconds=4), usegmt=True)
-    fake.control(script=["overloaded"] * 4, retry_after=until if as_date else "2")
+    fake.control(
+        script=["overloaded"] * 4, retry_after=until if as_date else "2", delay=0.3
+    )  # all four are out by then
     project, _ = project_with_tasks(8)
     run = start(project, make_endpoint(concurrency=4))
     work()

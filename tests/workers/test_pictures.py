@@ -35,36 +35,36 @@ def opened(uri: str) -> Pillow.Image:
 def test_a_small_upright_picture_goes_out_as_it_is_stored() -> None:
     image = stored_picture(77, (40, 30))
     with storage.open_stored(image.path) as stored:
-        assert pictures(64).url(image) == f"data:image/jpeg;base64,{base64.b64encode(stored.read()).decode()}"
+        assert pictures(64).urls([image])[0] == f"data:image/jpeg;base64,{base64.b64encode(stored.read()).decode()}"
 
 
 def test_a_large_picture_shrinks_to_the_endpoints_side() -> None:
-    assert opened(pictures(64).url(stored_picture(77, (400, 300)))).size == (64, 48)
+    assert opened(pictures(64).urls([stored_picture(77, (400, 300))])[0]).size == (64, 48)
 
 
 def test_a_small_picture_that_lies_on_its_side_is_turned_upright() -> None:
-    shown = opened(pictures(64).url(stored_picture(77, (40, 30), orientation=6)))
+    shown = opened(pictures(64).urls([stored_picture(77, (40, 30), orientation=6)])[0])
     assert shown.size == (30, 40)
     assert shown.getexif().get(0x0112, 1) == 1
 
 
 def test_it_is_the_pages_rendition_made_once_for_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     image = stored_picture(78, (400, 300))
-    first = pictures(64).url(image)
+    first = pictures(64).urls([image])[0]
     kept = storage.local_path(f"renditions/64/{image.sha256[:2]}/{image.sha256}.jpg")
     assert opened(first).tobytes() == Pillow.open(kept).tobytes()
     monkeypatch.setattr("annotation_server.samples.renditions._scaled", _not_again)
-    assert pictures(64).url(image) == first
+    assert pictures(64).urls([image])[0] == first
 
 
 def test_a_picture_is_prepared_once_and_missing_bytes_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     image = stored_picture(77)
     ready = pictures(64)
-    first = ready.url(image)
+    first = ready.urls([image])[0]
     monkeypatch.setattr("annotation_server.samples.storage.open_stored", _gone)
-    assert ready.url(image) is first
+    assert ready.urls([image])[0] is first
     with pytest.raises(PictureMissing, match="cannot be read"):
-        pictures(64).url(image)
+        pictures(64).urls([image])[0]
 
 
 def test_a_model_fetches_an_image_by_its_address_without_signing_in(
@@ -72,7 +72,7 @@ def test_a_model_fetches_an_image_by_its_address_without_signing_in(
 ) -> None:
     settings.PUBLIC_URL = live_server.url
     image = stored_picture(79, (400, 300))
-    address = pictures(64, Endpoint.ImagesAs.URL).url(image)
+    address = pictures(64, Endpoint.ImagesAs.URL).urls([image])[0]
     assert address.startswith(f"{live_server.url}/signed-images/")
     answer = httpx2.get(address)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
@@ -87,7 +87,7 @@ def test_an_address_is_for_one_image_at_one_size_for_an_hour(
 ) -> None:
     settings.PUBLIC_URL = "https://winnow.example"
     image, other = stored_picture(80), stored_picture(180)
-    address = pictures(64, Endpoint.ImagesAs.URL).url(image).removeprefix("https://winnow.example")
+    address = pictures(64, Endpoint.ImagesAs.URL).urls([image])[0].removeprefix("https://winnow.example")
     assert client.get(address).status_code == 200
 
     of_other = signed_links.address(SignedLink(other.sha256, 64)).rpartition("/")[2]
@@ -102,7 +102,7 @@ def test_an_address_is_for_one_image_at_one_size_for_an_hour(
 def test_an_image_that_was_taken_down_is_no_longer_fetched(client: Client, settings: Settings) -> None:
     settings.PUBLIC_URL = "https://winnow.example"
     image = stored_picture(82)
-    address = pictures(64, Endpoint.ImagesAs.URL).url(image).removeprefix("https://winnow.example")
+    address = pictures(64, Endpoint.ImagesAs.URL).urls([image])[0].removeprefix("https://winnow.example")
     Image.objects.filter(pk=image.pk).update(withdrawn_at=timezone.now())
     assert client.get(address).status_code == 404
 

@@ -17,6 +17,7 @@ from annotation_server.runs import selectors, services
 from annotation_server.runs.models import Attempt, Endpoint, EndpointTest, Run, RunTask
 from annotation_server.runs.selection import Wanted
 from annotation_workers.celery import app
+from tests.server.factories import annotate, make_member
 from tests.workers.conftest import FakeEndpoint, MakeEndpoint, Processes
 from tests.workers.scenes import project_with_tasks
 
@@ -185,7 +186,11 @@ def test_a_run_is_estimated_looked_at_paused_resumed_and_cancelled_from_the_comm
     call_command(
         "annotate", "here", "--approach", "automated", "--endpoint", "fake", "--estimate", "--max-tokens", "100"
     )
-    assert "2 tasks, about 510 tokens in, at most $0.7100 if each sample takes one call" in capsys.readouterr().out
+    assert "2 tasks, about 510 tokens in, at most $0.7100 if nothing has to be asked again" in capsys.readouterr().out
+    Project.objects.update(blind_resolve=True)
+    annotate(project.tasks.earliest("pk"), make_member(project), "A")
+    call_command("annotate", "here", "--approach", "answer_driven", "--endpoint", "fake", "--estimate")
+    assert "  of it re-solves: 1 calls, $1.2790\n" in capsys.readouterr().out
     assert not Run.objects.exists()
 
     run = start(project, endpoint)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from trainer.contract.answers import Answer, format_answer
@@ -95,6 +96,7 @@ def criterion(dimension: Dimension) -> str:
     return _CRITERIA[dimension]
 
 
+@cache
 def image_prefix(count: int) -> tuple[Text | Picture, ...]:
     """Original and candidates, each named before it is shown: the part that every prompt about a sample shares."""
     parts: list[Text | Picture] = [Text("Original:"), Picture(0)]

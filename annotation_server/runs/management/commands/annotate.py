@@ -47,7 +47,8 @@ class Command(BaseCommand):
         """Exit code 0 when every task was settled, 1 when the run stopped before, 2 for a mistake in the command."""
         wanted = self._wanted(options)
         if options["estimate"]:
-            self._estimate(wanted, options["max_tokens"], options["samples"])
+            sizes = {name: options[name] for name in ("max_tokens", "samples", "permute")}
+            self._say(selectors.estimate(wanted, **sizes))
             return
         try:
             run = services.start_run(
@@ -74,12 +75,13 @@ class Command(BaseCommand):
             raise CommandError(f"run {run.pk} goes on in the workers: manage.py run pause {run.pk}") from None
         self._report(run)
 
-    def _estimate(self, wanted: Wanted, max_tokens: int, samples: int) -> None:
-        said = selectors.estimate(wanted, max_tokens, samples)
+    def _say(self, said: selectors.Estimate) -> None:
         self.stdout.write(
             f"{said.tasks} tasks, about {said.input_tokens} tokens in, "
-            f"at most ${said.cost_usd:.4f} if each sample takes one call"
+            f"at most ${said.cost_usd:.4f} if nothing has to be asked again"
         )
+        if said.resolve_calls:
+            self.stdout.write(f"  of it re-solves: {said.resolve_calls} calls, ${said.resolve_cost_usd:.4f}")
 
     def _wanted(self, options: dict[str, Any]) -> Wanted:
         project = Project.objects.filter(slug=options["project"]).first()
