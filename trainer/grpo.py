@@ -7,6 +7,7 @@ Each prompt is computed once for its whole group, when writing (rollout.py) and 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import time
@@ -24,18 +25,19 @@ from trainer.contract.exports import ExportRefused, read_manifest
 from trainer.contract.prompts import PromptKind
 from trainer.contract.records import Record
 from trainer.contract.scores import Grade, RewardWeights, ScoreVariant, chance_levels
-from trainer.data import PromptBatch, encode_prompts, make_example, read_split
+from trainer.data import make_example, read_split
 from trainer.hard_cases import HardCaseConfig, HardCaseMode, HardCases
 from trainer.images import ImageStore
 from trainer.model import Screener, load_screener
 from trainer.objective import (
+    ImportanceLevel,
     LossType,
+    Objective,
     ScaleRewards,
     aggregate,
-    clipped_objective,
     group_advantages,
     groups_with_signal,
-    kl_estimate,
+    token_losses,
 )
 from trainer.optimization import (
     Budget,
@@ -47,7 +49,8 @@ from trainer.optimization import (
 )
 from trainer.progress import Progress, StopBetweenSteps
 from trainer.rewards import grade_completions, mean_figures
-from trainer.rollout import Sampling, Written, generate
+from trainer.rollout import Sampling, Written, generate, write_seen_groups
+from trainer.seen_prompts import SeenPrompts, see
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 SUSPECTS = "suspects.jsonl"
@@ -73,18 +76,32 @@ class GRPOConfig(TrainingConfig):
     """Of sampling, and of the log-probabilities that are optimized."""
     top_p: float = 1.0
     """Draw among the likeliest words that together have this probability."""
+    top_k: int = 0
+    """Draw among this many of the likeliest words; 0 among all (TRL's default)."""
+    min_p: float | None = None
+    """Draw among words at least this fraction as likely as the likeliest; None among all (TRL's default)."""
+    repetition_penalty: float = 1.0
+    """Above 1, words of the prompt and of the completion so far become less likely (TRL's default: 1, none)."""
     max_completion_length: int = 256
     """Longest completion in tokens (TRL's default)."""
+    mask_truncated_completions: bool = False
+    """Learn nothing from completions that were cut off (TRL's default: false, they are graded as they are)."""
     epsilon: float = 0.2
     """The ratio is clipped at 1 − epsilon (TRL's default)."""
     epsilon_high: float | None = None
     """The ratio is clipped at 1 + epsilon_high; None takes epsilon (TRL's default)."""
+    delta: float | None = None
+    """Bound of the ratio where a bad completion became likelier, above 1 + epsilon_high; None: none (TRL's default)."""
+    importance_sampling_level: ImportanceLevel = ImportanceLevel.TOKEN
+    """One ratio per token, or one per completion as in GSPO (TRL's default: token)."""
     beta: float = 0.0
     """Weight of the KL to the frozen start model, which is then held in memory too (TRL's default: 0, none)."""
+    use_bias_correction_kl: bool = True
+    """The KL is multiplied by the ratio, which makes its gradient unbiased (TRL's default)."""
     loss_type: LossType = LossType.GRPO
-    """How per-token losses become one number."""
+    """How per-token losses become one number (TRL's default: dapo)."""
     scale_rewards: ScaleRewards = ScaleRewards.GROUP
-    """What advantages are divided by."""
+    """What advantages are divided by (TRL's default: group)."""
     reward: RewardWeights = field(default_factory=RewardWeights)
     """What a completion earns."""
     hard_cases: bool = True
@@ -93,6 +110,8 @@ class GRPOConfig(TrainingConfig):
     """The rules of hard-case mining."""
     groups_per_forward: int = 8
     """Groups in one training forward; fewer need less memory and give the same gradient."""
+    vision_once: bool = True
+    """The tower looks at a step's images once, for writing and learning; false looks again and needs less memory."""
     start_gate: Literal["refuse", "warn", "off"] = "refuse"
     """What to do about a start model that writes too few readable answers to learn from."""
     start_parsable: float = 0.5
@@ -112,10 +131,33 @@ class GRPOConfig(TrainingConfig):
         require(self.temperature > 0, f"temperature: expected more than 0, got {self.temperature:g}")
         require(0 < self.top_p <= 1, f"top_p: expected more than 0 and at most 1, got {self.top_p:g}")
         require(0 < self.epsilon < 1, f"epsilon: expected a fraction between 0 and 1, got {self.epsilon:g}")
-        require((self.epsilon_high or 1) > 0, f"epsilon_high: expected more than 0, got {self.epsilon_high}")
+        require(self.top_k >= 0, f"top_k: expected 0 or more, got {self.top_k}")
+        require(0 <= (self.min_p or 0) <= 1, f"min_p: expected a fraction from 0 to 1, got {self.min_p}")
+        require(
+            self.repetition_penalty > 0, f"repetition_penalty: expected more than 0, got {self.repetition_penalty:g}"
+        )
+        require(
+            self.epsilon_high is None or self.epsilon_high > 0,
+            f"epsilon_high: expected more than 0, got {self.epsilon_high}",
+        )
+        require(self.delta is None or self.delta > 1, f"delta: expected more than 1, got {self.delta}")
         require(self.beta >= 0, f"beta: expected 0 or more, got {self.beta:g}")
         for name in ("evaluate_every", "evaluate_records", "start_records"):
             require(getattr(self, name) >= 0, f"{name}: expected 0 or more, got {getattr(self, name)}")
+
+    @property
+    def objective(self) -> Objective:
+        """The loss these settings name."""
+        return Objective(
+            loss_type=self.loss_type,
+            max_completion_length=self.max_completion_length,
+            epsilon=self.epsilon,
+            epsilon_high=self.epsilon if self.epsilon_high is None else self.epsilon_high,
+            importance_sampling_level=self.importance_sampling_level,
+            delta=self.delta,
+            beta=self.beta,
+            use_bias_correction_kl=self.use_bias_correction_kl,
+        )
 
 
 @dataclass(kw_only=True)
@@ -135,6 +177,11 @@ class Run:
     state: TrainerState
     budget: Budget
     progress: Progress
+
+    @property
+    def frozen_vision(self) -> bool:
+        """Whether the tower stays as it is."""
+        return not any(weight.requires_grad for weight in self.screener.vision_tower.parameters())
 
 
 def main(config: GRPOConfig) -> None:
@@ -219,7 +266,8 @@ def train_step(run: Run) -> dict[str, Any]:
     began = time.monotonic()
     draws = run.hard_cases.draw_batch(config.prompts_per_step)
     records = [run.train_records[draw.record_id] for draw in draws]
-    groups = write_groups(run, records, seed=config.seed * 1_000_003 + run.state.step)
+    seen = see_records(run, records)
+    groups = write_groups(run, seen, seed=config.seed * 1_000_003 + run.state.step)
     grades = [
         grade_completions(record, [one.text for one in group], config.reward)
         for record, group in zip(records, groups, strict=True)
@@ -232,7 +280,8 @@ def train_step(run: Run) -> dict[str, Any]:
     learnt: dict[str, Any] = {}
     if live := signal_N.nonzero()[:, 0].tolist():
         advantages_NG = group_advantages(rewards_NG, config.scale_rewards)
-        learnt = learn(run, [records[n] for n in live], [groups[n] for n in live], advantages_NG[live])
+        tokens = sum(len(one.token_ids) for group in groups for one in group if _teaches(one, config))
+        learnt = learn(run, seen, live, [groups[n] for n in live], advantages_NG[live], tokens)
     seconds = time.monotonic() - began
     return {
         **mean_figures([grade for earned in grades for grade in earned]),
@@ -248,91 +297,123 @@ def train_step(run: Run) -> dict[str, Any]:
     }
 
 
-def write_groups(run: Run, records: list[Record], seed: int) -> list[list[Written]]:
-    """A group of sampled completions for each record."""
+def see_records(run: Run, records: list[Record]) -> SeenPrompts:
+    """The ask prompts about some records, with their images seen once for writing and learning."""
+    prompts = [make_example(record, PromptKind.ASK).prompt for record in records]
+    # Checkpointed layers recompute only in training mode; these models have no dropout, so it changes nothing else.
+    run.screener.model.train(run.config.gradient_checkpointing)
+    with computing(run.screener, run.config):
+        images = [run.images.of(record) for record in records]
+        return see(run.screener, prompts, images, once=run.config.vision_once)
+
+
+def write_groups(run: Run, seen: SeenPrompts, seed: int) -> list[list[Written]]:
+    """A group of sampled completions for each prompt."""
     config = run.config
     sampling = Sampling(
-        max_new_tokens=config.max_completion_length, temperature=config.temperature, top_p=config.top_p, seed=seed
+        max_new_tokens=config.max_completion_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        seed=seed,
     )
-    prompts = [make_example(record, PromptKind.ASK).prompt for record in records]
     run.screener.model.eval()
     with computing(run.screener, config):
-        return generate(
-            run.screener, prompts, [run.images.of(record) for record in records], sampling, config.num_generations
-        )
+        return write_seen_groups(seen, sampling, config.num_generations)
 
 
-def learn(run: Run, records: list[Record], groups: list[list[Written]], advantages_NG: Tensor) -> dict[str, Any]:
+def learn(
+    run: Run,
+    seen: SeenPrompts,
+    places: list[int],
+    groups: list[list[Written]],
+    advantages_NG: Tensor,
+    tokens: int | None = None,
+) -> dict[str, Any]:
     """`num_iterations` updates from groups whose rewards differ; groups left out count in the mean as zeros.
 
-    With beta above 0 they are left out of the KL too: the batch is then what moves the model, and what is held back.
+    `places` says which prompts the groups are about; `tokens` how many the whole batch teaches (default: these do).
+    With beta above 0 groups left out are left out of the KL too: the batch is then what moves the model, and what is
+    held back.
     """
-    config = run.config
-    # Checkpointed layers recompute only in training mode; these models have no dropout, so it changes nothing else.
+    config, objective = run.config, run.config.objective
     run.screener.model.train(config.gradient_checkpointing)
+    pieces = list(_pieces(run, seen, places, groups, advantages_NG.to(run.screener.device)))
+    written = [one for group in groups for one in group if _teaches(one, config)]
     whole = {
         "rows": config.prompts_per_step * config.num_generations,
-        "tokens": sum(len(one.token_ids) for group in groups for one in group),
+        "tokens": tokens or sum(len(one.token_ids) for one in written),
     }
-    pieces = list(_pieces(run, records, groups, advantages_NG.to(run.screener.device)))
     old_logprobs: list[Tensor] = []
     figures: dict[str, float] = {}
     for iteration in range(config.num_iterations):
         totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
-        for place, piece in enumerate(pieces):
-            with computing(run.screener, config):
+        for number, piece in enumerate(pieces):
+            # After the first update the tower has changed: it looks again, unless it is frozen.
+            first = iteration == 0 or run.frozen_vision
+            shown = seen.shown(piece.places, graph=True) if first else contextlib.nullcontext()
+            with computing(run.screener, config), shown:
                 scored = completion_logprobs(run.screener, piece.groups, config.temperature)
             mask_RC = scored.mask.float()
             if iteration == 0:
                 # Nothing has changed since the completions were written: these are the old log-probabilities.
                 old_logprobs.append(scored.logprobs.detach())
-            per_token_RC, clipped_RC = clipped_objective(
+            losses = token_losses(
+                objective,
                 scored.logprobs,
-                old_logprobs[place],
+                old_logprobs[number],
                 piece.advantages_R,
-                epsilon=config.epsilon,
-                epsilon_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
+                mask_RC,
+                reference_logp_RC=piece.reference_logprobs_RC,
             )
-            if piece.reference_logprobs_RC is not None:
-                kl_RC = kl_estimate(scored.logprobs, piece.reference_logprobs_RC)
-                per_token_RC = per_token_RC + config.beta * kl_RC
-                totals["kl"] += float((kl_RC.detach() * mask_RC).sum()) / whole["tokens"]
             loss = aggregate(
-                per_token_RC, mask_RC, config.loss_type, max_completion_length=config.max_completion_length, **whole
+                losses.loss_RC,
+                mask_RC,
+                config.loss_type,
+                max_completion_length=config.max_completion_length,
+                **whole,
             )
             loss.backward()  # type: ignore[no-untyped-call]
             totals["loss"] += float(loss.detach())
-            totals["clipped"] += float((clipped_RC * mask_RC).sum()) / whole["tokens"]
+            totals["clipped"] += float((losses.clipped_RC * mask_RC).sum()) / whole["tokens"]
+            if losses.kl_RC is not None:
+                totals["kl"] += float((losses.kl_RC * mask_RC).sum()) / whole["tokens"]
         figures = totals | {"grad_norm": clip_and_step(run.optimizer, config.clip)}
-    return figures | {"logprob_gap": _logprob_gap(groups, old_logprobs)}
+    return figures | {"logprob_gap": _logprob_gap(written, old_logprobs)}
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """Groups that go through one training forward."""
 
+    places: list[int]
     groups: PrefixGroups
     advantages_R: Tensor
     reference_logprobs_RC: Tensor | None
 
 
-def _pieces(run: Run, records: list[Record], groups: list[list[Written]], advantages_NG: Tensor) -> Iterator[_Piece]:
-    size = run.config.groups_per_forward
-    for at in range(0, len(groups), size):
-        some = slice(at, at + size)
-        packed = PrefixGroups(
-            _encode(run, records[some]), [[Branch([], one.token_ids) for one in group] for group in groups[some]]
-        )
+def _teaches(one: Written, config: GRPOConfig) -> bool:
+    return one.finished or not config.mask_truncated_completions
+
+
+def _pieces(
+    run: Run, seen: SeenPrompts, places: list[int], groups: list[list[Written]], advantages_NG: Tensor
+) -> Iterator[_Piece]:
+    config = run.config
+    taught = [[j for j, one in enumerate(group) if _teaches(one, config)] for group in groups]
+    full = [n for n, kept in enumerate(taught) if kept]
+    for at in range(0, len(full), config.groups_per_forward):
+        some = full[at : at + config.groups_per_forward]
+        branches = [[Branch([], groups[n][j].token_ids) for j in taught[n]] for n in some]
+        packed = PrefixGroups(seen.select([places[n] for n in some]), branches)
         reference_RC = None
         if run.reference is not None:
-            with torch.no_grad(), computing(run.reference, run.config):
-                reference_RC = completion_logprobs(run.reference, packed, run.config.temperature).logprobs
-        yield _Piece(packed, advantages_NG[some].flatten(), reference_RC)
-
-
-def _encode(run: Run, records: list[Record]) -> PromptBatch:
-    prompts = [make_example(record, PromptKind.ASK).prompt for record in records]
-    return encode_prompts(run.screener, prompts, [run.images.of(record) for record in records])
+            with torch.no_grad(), computing(run.reference, config):
+                reference_RC = completion_logprobs(run.reference, packed, config.temperature).logprobs
+        advantages_R = torch.cat([advantages_NG[n, taught[n]] for n in some])
+        yield _Piece([places[n] for n in some], packed, advantages_R, reference_RC)
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -389,7 +470,7 @@ def check_start(run: Run) -> None:
     grades: list[list[Grade]] = []
     for at in range(0, len(records), config.prompts_per_step):
         some = records[at : at + config.prompts_per_step]
-        for record, group in zip(some, write_groups(run, some, seed=config.seed), strict=True):
+        for record, group in zip(some, write_groups(run, see_records(run, some), seed=config.seed), strict=True):
             grades.append(grade_completions(record, [one.text for one in group], config.reward))
     flat = [(grade, record) for record, earned in zip(records, grades, strict=True) for grade in earned]
     found = mean_figures([grade for grade, _ in flat])
@@ -436,12 +517,13 @@ def _writing_figures(written: list[Written], seconds: float) -> dict[str, float]
     }
 
 
-def _logprob_gap(groups: list[list[Written]], scored: list[Tensor]) -> float:
+def _logprob_gap(written: list[Written], scored: list[Tensor]) -> float:
     """Largest difference between the log-probabilities of writing and of learning: large means one of them is wrong."""
-    rows = iter([one for group in groups for one in group])
+    rows = iter(written)
     gap = 0.0
     for logprobs_RC in scored:
-        for logprobs_C in logprobs_RC.cpu():
-            one = next(rows)
-            gap = max(gap, float((logprobs_C[: len(one.logprobs)] - torch.tensor(one.logprobs)).abs().max()))
+        some = [next(rows).logprobs for _ in logprobs_RC]
+        longest = logprobs_RC.shape[1]
+        said_RC = torch.tensor([[*logprobs, *[0.0] * (longest - len(logprobs))] for logprobs in some])
+        gap = max(gap, float((logprobs_RC.cpu() - said_RC).abs().max()))
     return gap
