@@ -213,7 +213,8 @@ class _Decoder:
             head = self.heads.input_ids[branch.row, : int(self.heads.lengths[branch.row])].tolist() if penalized else []
             prompts.append([*head, *branch.want.question])
         samplings = [branch.want.sampling for branch in self.branches]
-        return Chooser(samplings, prompts, self.screener.banned_token_ids, self.screener.device)
+        vocabulary = self.screener.model.get_output_embeddings().weight.shape[0]
+        return Chooser(samplings, prompts, self.screener.banned_token_ids, vocabulary, self.screener.device)
 
     def _logits(self, hidden_BH: Tensor) -> Tensor:
         logits: Tensor = self.screener.model.get_output_embeddings()(hidden_BH).float()

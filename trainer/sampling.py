@@ -52,10 +52,13 @@ class Chooser:
         samplings: Sequence[Sampling],
         prompts: Sequence[Sequence[int]],
         banned: Sequence[int],
+        vocabulary: int,
         device: torch.device,
     ) -> None:
         self._samplings = list(samplings)
-        self._banned = torch.tensor(list(banned), dtype=torch.long, device=device)
+        self._ban_V = torch.zeros(vocabulary, device=device)
+        self._ban_V[list(banned)] = -torch.inf
+        self._allowed_V = self._ban_V.exp()
         self._device = device
         # All of a completion's draws at once: a generator call per branch and word would cost more than the word.
         self._draws = [
@@ -72,25 +75,25 @@ class Chooser:
     def choose(self, logits_BV: Tensor) -> tuple[list[int], list[float]]:
         """Each branch's next token, and its log-probability before penalties, bans and filters."""
         scaled_BV = logits_BV if self._divisor_B1 is None else logits_BV / self._divisor_B1
-        total_B1 = scaled_BV.logsumexp(-1, keepdim=True)
-        if self._penalty_B1 is None:
-            allowed_BV = scaled_BV.index_fill(1, self._banned, -torch.inf)
-        else:
-            allowed_BV = self._penalized(logits_BV).index_fill(1, self._banned, -torch.inf)
+        p_BV = scaled_BV.softmax(-1)
+        if self._penalty_B1 is not None:
+            scaled_BV = self._penalized(logits_BV)
             if self._divisor_B1 is not None:
-                allowed_BV = allowed_BV / self._divisor_B1
+                scaled_BV = scaled_BV / self._divisor_B1
         if self._drawing_D is None:
-            chosen_B = allowed_BV.argmax(-1)
-        elif len(self._drawing_D) == len(logits_BV):
-            chosen_B = self._draw(allowed_BV)
+            chosen_B = (scaled_BV + self._ban_V).argmax(-1)
         else:
-            chosen_B = allowed_BV.argmax(-1)
-            chosen_B[self._drawing_D] = self._draw(allowed_BV[self._drawing_D])
-        logprobs_B1 = scaled_BV.gather(1, chosen_B[:, None]) - total_B1
+            drawn_BV = p_BV if self._penalty_B1 is None else scaled_BV.softmax(-1)
+            if len(self._drawing_D) == len(logits_BV):
+                chosen_B = self._draw(drawn_BV)
+            else:
+                chosen_B = (scaled_BV + self._ban_V).argmax(-1)
+                chosen_B[self._drawing_D] = self._draw(drawn_BV[self._drawing_D])
+        logprobs_B = p_BV.gather(1, chosen_B[:, None])[:, 0].log()
         if self._seen_BV is not None:
             self._seen_BV.scatter_(1, chosen_B[:, None], True)
         self._word += 1
-        return chosen_B.tolist(), logprobs_B1[:, 0].tolist()
+        return chosen_B.tolist(), logprobs_B.tolist()
 
     def keep(self, branches: Sequence[int]) -> None:
         """Go on with some of the branches only."""
@@ -130,9 +133,9 @@ class Chooser:
             self._seen_BV, torch.where(logits_BV < 0, logits_BV * penalty_B1, logits_BV / penalty_B1), logits_BV
         )
 
-    def _draw(self, allowed_DV: Tensor) -> Tensor:
+    def _draw(self, p_DV: Tensor) -> Tensor:
         """The word at which the cumulated probability passes the completion's next random number."""
-        p_DV = allowed_DV.softmax(-1)
+        p_DV = p_DV * self._allowed_V
         if self._top_k_D1 is not None:
             p_DV = _largest(p_DV, self._top_k_D1)
         if self._top_p_D1 is not None:
