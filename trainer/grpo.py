@@ -7,6 +7,7 @@ Each prompt is computed once for its whole group, when writing (rollout.py) and 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import time
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import MODEL, RunDirectory, TrainerState, restore
+from trainer.checkpoint import RunDirectory, TrainerState, restore
 from trainer.config import Refused, TrainingConfig, require
 from trainer.contract.dimensions import Split
 from trainer.contract.exports import ExportRefused, read_manifest
@@ -25,8 +26,10 @@ from trainer.contract.prompts import PromptKind
 from trainer.contract.records import Record
 from trainer.contract.scores import Grade, RewardWeights, ScoreVariant, chance_levels
 from trainer.data import PromptBatch, encode_prompts, make_example, read_split
+from trainer.distributed import ALONE, Ranks, joined_ranks
 from trainer.hard_cases import HardCaseConfig, HardCaseMode, HardCases
 from trainer.images import ImageStore
+from trainer.lora import adapter_disabled
 from trainer.model import Screener, load_screener
 from trainer.objective import (
     LossType,
@@ -45,6 +48,7 @@ from trainer.optimization import (
     set_learning_rate,
     training_screener_dtype,
 )
+from trainer.preparation import check_first_batch, prepare, refresh, split, start_directory
 from trainer.progress import Progress, StopBetweenSteps
 from trainer.rewards import grade_completions, mean_figures
 from trainer.rollout import Sampling, Written, generate
@@ -125,7 +129,7 @@ class Run:
     config: GRPOConfig
     screener: Screener
     reference: Screener | None
-    """The frozen start model, where beta asks for it."""
+    """The frozen start model, where beta asks for it and there is no adapter to switch off instead."""
     images: ImageStore
     train_records: dict[str, Record]
     validation_records: list[Record]
@@ -135,32 +139,43 @@ class Run:
     state: TrainerState
     budget: Budget
     progress: Progress
+    ranks: Ranks
+    writer: Screener
+    """What writes completions: the screener, or a whole copy of it where it is split among processes."""
+    checked: bool = False
+    """Whether the first batch was compared with repeated prompts."""
 
 
 def main(config: GRPOConfig) -> None:
     """Train, and leave the model in ``run_dir/model``. A stop saves a checkpoint and raises KeyboardInterrupt."""
-    run = build(config)
-    train(run)
-    save(run)
+    with joined_ranks(config) as ranks:
+        run = build(config, ranks)
+        train(run)
+        save(run)
 
 
-def build(config: GRPOConfig) -> Run:
+def build(config: GRPOConfig, ranks: Ranks = ALONE) -> Run:
     """Read export and model, or the last checkpoint where the run is resumed. Refused says what is wrong."""
+    require(
+        config.prompts_per_step >= ranks.count,
+        f"prompts_per_step: expected at least one for each of {ranks.count} processes, got {config.prompts_per_step}",
+    )
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    directory = RunDirectory(config)
+    directory = RunDirectory(config, ranks)
     manifest = read_manifest(config.export_dir)
     records = read_split(config.export_dir, Split.TRAIN, config.dimensions, config.polarity)
     checkpoint = directory.latest_checkpoint() if config.resume else None
     dtype = training_screener_dtype(config)
-    screener = load_screener(checkpoint / MODEL if checkpoint else config.model_dir, config.device, dtype)
+    screener = load_screener(start_directory(config, checkpoint), config.device, dtype)
     reference = None
-    if config.beta:
+    if config.beta and not config.lora.r:
         start = load_screener(config.model_dir, config.device, dtype) if checkpoint else screener
         reference = replace(start, model=copy.deepcopy(start.model).requires_grad_(False))
-    if config.gradient_checkpointing:
-        screener.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        split(reference, config)
+    screener = prepare(screener, config, ranks, checkpoint, dropout=False)
+    writer = split(screener, config)
     optimizer = make_optimizer(screener, config)
     mining = config.mining if config.hard_cases else replace(config.mining, mode=HardCaseMode.OFF)
     hard_cases = HardCases({record.id: record.answer for record in records}, mining, config.seed)
@@ -180,7 +195,9 @@ def build(config: GRPOConfig) -> Run:
         directory=directory,
         state=state,
         budget=Budget(config.steps, config.minutes, done_steps=state.step, spent_before=state.seconds),
-        progress=Progress("hcm-grpo" if config.hard_cases else "grpo"),
+        progress=Progress("hcm-grpo" if config.hard_cases else "grpo", shown=ranks.main),
+        ranks=ranks,
+        writer=writer,
     )
     if not checkpoint:
         check_start(run)
@@ -192,7 +209,7 @@ def train(run: Run) -> None:
     """Steps until the budget is spent; a checkpoint now and then, and when the run is stopped."""
     config, state = run.config, run.state
     with StopBetweenSteps() as stop:
-        while not run.budget.over:
+        while not run.ranks.any(run.budget.over):
             figures = train_step(run)
             state.step += 1
             run.budget.done_steps = state.step
@@ -206,9 +223,10 @@ def train(run: Run) -> None:
                 **{name: figures[name] for name in ("reward", "exact", "parsable", "zero_advantage")},
                 hard=figures["records"]["hard"],
             )
-            if stop.requested or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
+            stopped = run.ranks.any(stop.requested)
+            if stopped or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
                 save_checkpoint(run)
-            if stop.requested:
+            if stopped:
                 raise KeyboardInterrupt
     run.directory.log(state.step, evaluate(run))
 
@@ -228,11 +246,12 @@ def train_step(run: Run) -> dict[str, Any]:
         run.hard_cases.observe(record.id, earned)
     rewards_NG = torch.tensor([[grade.reward for grade in earned] for earned in grades])
     signal_N = groups_with_signal(rewards_NG)
-    rate = set_learning_rate(run.optimizer, run.budget.fraction, config)
+    rate = set_learning_rate(run.optimizer, run.ranks.first(run.budget.fraction), config)
     learnt: dict[str, Any] = {}
     if live := signal_N.nonzero()[:, 0].tolist():
         advantages_NG = group_advantages(rewards_NG, config.scale_rewards)
-        learnt = learn(run, [records[n] for n in live], [groups[n] for n in live], advantages_NG[live])
+        mine = [place for place, n in enumerate(live) if n % run.ranks.count == run.ranks.rank]
+        learnt = learn(run, [records[n] for n in live], [groups[n] for n in live], advantages_NG[live], mine)
     seconds = time.monotonic() - began
     return {
         **mean_figures([grade for earned in grades for grade in earned]),
@@ -249,23 +268,31 @@ def train_step(run: Run) -> dict[str, Any]:
 
 
 def write_groups(run: Run, records: list[Record], seed: int) -> list[list[Written]]:
-    """A group of sampled completions for each record."""
+    """A group of sampled completions for each record; each process writes its share, and all have all of them."""
     config = run.config
     sampling = Sampling(
         max_new_tokens=config.max_completion_length, temperature=config.temperature, top_p=config.top_p, seed=seed
     )
-    prompts = [make_example(record, PromptKind.ASK).prompt for record in records]
-    run.screener.model.eval()
-    with computing(run.screener, config):
-        return generate(
-            run.screener, prompts, [run.images.of(record) for record in records], sampling, config.num_generations
-        )
+    places = run.ranks.share(range(len(records)))
+    prompts = [make_example(records[place], PromptKind.ASK).prompt for place in places]
+    images = [run.images.of(records[place]) for place in places]
+    run.writer.model.eval()
+    with computing(run.writer, config):
+        written = generate(run.writer, prompts, images, sampling, config.num_generations, places) if places else []
+    return run.ranks.interleave(written)
 
 
-def learn(run: Run, records: list[Record], groups: list[list[Written]], advantages_NG: Tensor) -> dict[str, Any]:
+def learn(
+    run: Run,
+    records: list[Record],
+    groups: list[list[Written]],
+    advantages_NG: Tensor,
+    mine: list[int] | None = None,
+) -> dict[str, Any]:
     """`num_iterations` updates from groups whose rewards differ; groups left out count in the mean as zeros.
 
     With beta above 0 they are left out of the KL too: the batch is then what moves the model, and what is held back.
+    `mine`: the groups this process learns from, those it has written (default: all); the processes' gradients add up.
     """
     config = run.config
     # Checkpointed layers recompute only in training mode; these models have no dropout, so it changes nothing else.
@@ -274,7 +301,19 @@ def learn(run: Run, records: list[Record], groups: list[list[Written]], advantag
         "rows": config.prompts_per_step * config.num_generations,
         "tokens": sum(len(one.token_ids) for group in groups for one in group),
     }
-    pieces = list(_pieces(run, records, groups, advantages_NG.to(run.screener.device)))
+    mine = list(range(len(records))) if mine is None else mine
+    advantages_NG = advantages_NG.to(run.screener.device)
+    scale = 1
+    if config.fsdp:
+        # Split weights want equally many passes in every process, and average what is to be added up.
+        scale = run.ranks.count
+        rounds = run.ranks.most(-(-len(mine) // config.groups_per_forward))
+    pieces = list(_pieces(run, [records[n] for n in mine], [groups[n] for n in mine], advantages_NG[mine]))
+    if config.fsdp:
+        pieces += list(_pieces(run, records[:1], groups[:1], 0 * advantages_NG[:1])) * (rounds - len(pieces))
+    if config.self_check and not run.checked and pieces:
+        check_first_batch(run.screener, config, pieces[0].groups)
+        run.checked = True
     old_logprobs: list[Tensor] = []
     figures: dict[str, float] = {}
     for iteration in range(config.num_iterations):
@@ -300,11 +339,15 @@ def learn(run: Run, records: list[Record], groups: list[list[Written]], advantag
             loss = aggregate(
                 per_token_RC, mask_RC, config.loss_type, max_completion_length=config.max_completion_length, **whole
             )
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss * scale).backward()
             totals["loss"] += float(loss.detach())
             totals["clipped"] += float((clipped_RC * mask_RC).sum()) / whole["tokens"]
-        figures = totals | {"grad_norm": clip_and_step(run.optimizer, config.clip)}
-    return figures | {"logprob_gap": _logprob_gap(groups, old_logprobs)}
+        run.ranks.add_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
+        figures = dict(zip(totals, run.ranks.sum(list(totals.values())), strict=True))
+        figures |= {"grad_norm": clip_and_step(run.optimizer, config.clip)}
+    refresh(run.writer, run.screener)
+    gap = _logprob_gap([groups[n] for n in mine], old_logprobs)
+    return figures | {"logprob_gap": max(run.ranks.gather(gap))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,11 +366,18 @@ def _pieces(run: Run, records: list[Record], groups: list[list[Written]], advant
         packed = PrefixGroups(
             _encode(run, records[some]), [[Branch([], one.token_ids) for one in group] for group in groups[some]]
         )
-        reference_RC = None
-        if run.reference is not None:
-            with torch.no_grad(), computing(run.reference, run.config):
-                reference_RC = completion_logprobs(run.reference, packed, run.config.temperature).logprobs
-        yield _Piece(packed, advantages_NG[some].flatten(), reference_RC)
+        yield _Piece(packed, advantages_NG[some].flatten(), _reference_logprobs(run, packed))
+
+
+@torch.no_grad()
+def _reference_logprobs(run: Run, packed: PrefixGroups) -> Tensor | None:
+    """(R, C) under the start model: a frozen copy, or the same weights without the adapter; None where beta is 0."""
+    if not run.config.beta:
+        return None
+    adapted = run.reference is None
+    reference = run.reference or run.screener
+    with computing(reference, run.config), adapter_disabled(reference.model) if adapted else contextlib.nullcontext():
+        return completion_logprobs(reference, packed, run.config.temperature).logprobs
 
 
 def _encode(run: Run, records: list[Record]) -> PromptBatch:
@@ -340,16 +390,18 @@ def evaluate(run: Run) -> dict[str, Any]:
     config = run.config
     if not run.validation_records:
         return {}
-    run.screener.model.eval()
+    run.writer.model.eval()
     sampling = Sampling(max_new_tokens=config.max_completion_length)
+    mine = run.ranks.share(run.validation_records)
     grades: list[Grade] = []
-    with run.budget.paused(), computing(run.screener, config):
-        for at in range(0, len(run.validation_records), 64):
-            records = run.validation_records[at : at + 64]
+    with run.budget.paused(), computing(run.writer, config):
+        for at in range(0, len(mine), 64):
+            records = mine[at : at + 64]
             prompts = [make_example(record, PromptKind.ASK).prompt for record in records]
-            written = generate(run.screener, prompts, [run.images.of(record) for record in records], sampling)
+            written = generate(run.writer, prompts, [run.images.of(record) for record in records], sampling)
             for record, (one,) in zip(records, written, strict=True):
                 grades += grade_completions(record, [one.text], config.reward)
+        grades = run.ranks.interleave(grades)
     return {"validation": {**mean_figures(grades), "records": len(grades)}}
 
 
@@ -371,7 +423,8 @@ def write_suspects(run: Run) -> int:
     """suspects.jsonl: one row per suspect label so far; how many."""
     suspects = run.hard_cases.suspects()
     rows = "".join(json.dumps(asdict(suspect), ensure_ascii=False) + "\n" for suspect in suspects)
-    (run.directory.path / SUSPECTS).write_text(rows, encoding="utf-8")
+    if run.ranks.main:
+        (run.directory.path / SUSPECTS).write_text(rows, encoding="utf-8")
     return len(suspects)
 
 

@@ -9,11 +9,11 @@ Not here: prompts and pixels (data.py, images.py), forward passes of groups (sha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -33,6 +33,7 @@ class ModelRefused(Refused):
     """A model directory that cannot be used; the message names the directory and what was expected."""
 
 
+T = TypeVar("T")
 PrefixAttention = Literal["merged", "joined", "mask"]
 
 
@@ -61,6 +62,11 @@ class Screener:
         """Where the weights are."""
         device: torch.device = self.model.device
         return device
+
+    def inside(self, function: Callable[..., T], *given: Any) -> T:
+        """Call a function that uses parts of the model; where it is split among processes they are gathered inside."""
+        found: T = getattr(self.model, "run_inside", _call)(function, *given)
+        return found
 
     @property
     def image_token_id(self) -> int:
@@ -226,6 +232,10 @@ def _tell_dtype(path: Path, stored_dtype: torch.dtype) -> None:
         if "dtype" in part:
             part["dtype"] = str(stored_dtype).removeprefix("torch.")
     path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _call(function: Callable[..., T], *given: Any) -> T:
+    return function(*given)
 
 
 def _assemble(model: Any, tokenizer: Any, image_processor: Any, architecture: Architecture) -> Screener:
