@@ -97,7 +97,7 @@ class Bench:
             device="cpu",
         )
         run = grpo.build(config)
-        run.screener = _endless(run.screener)
+        run.screener = run.writer = _endless(run.screener)
         with patch.object(grpo, "make_example", self._asked):
             lengths = grpo.see_records(run, list(run.train_records.values())).batch.lengths.tolist()
         if set(lengths) != {case.prompt}:
@@ -283,6 +283,7 @@ def _endless(screener: Screener) -> Screener:
         tokenizer=screener.tokenizer,
         image_processor=screener.image_processor,
         architecture=screener.architecture,
+        prefix_attention=screener.prefix_attention,
     )
 
 

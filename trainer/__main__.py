@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -42,12 +43,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         module.main(load_config(getattr(module, COMMANDS[given.command][0]), given.config, given.set))
     except (Refused, ExportRefused, RecordRefused) as error:
-        print(f"trainer: {error}", file=sys.stderr)
+        _say(f"trainer: {error}")
         return 1
     except KeyboardInterrupt:
-        print("trainer: stopped", file=sys.stderr)
+        _say("trainer: stopped")
         return 130
     return 0
+
+
+def _say(line: str) -> None:
+    # What is wrong is wrong in every process that torchrun started: one says it.
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import MODEL, RunDirectory, TrainerState, restore
+from trainer.checkpoint import RunDirectory, TrainerState, restore
 from trainer.config import Refused, TrainingConfig, require
 from trainer.contract.dimensions import Split
 from trainer.contract.exports import ExportRefused, read_manifest
@@ -26,8 +26,10 @@ from trainer.contract.prompts import PromptKind
 from trainer.contract.records import Record
 from trainer.contract.scores import Grade, RewardWeights, ScoreVariant, chance_levels
 from trainer.data import make_example, read_split
+from trainer.distributed import ALONE, Ranks, joined_ranks
 from trainer.hard_cases import HardCaseConfig, HardCaseMode, HardCases
 from trainer.images import ImageStore
+from trainer.lora import adapter_disabled
 from trainer.model import Screener, load_screener
 from trainer.objective import (
     ImportanceLevel,
@@ -47,6 +49,7 @@ from trainer.optimization import (
     set_learning_rate,
     training_screener_dtype,
 )
+from trainer.preparation import check_first_batch, prepare, refresh, split, start_directory
 from trainer.progress import Progress, StopBetweenSteps
 from trainer.rewards import grade_completions, mean_figures
 from trainer.rollout import Sampling, Written, generate, write_seen_groups
@@ -167,7 +170,7 @@ class Run:
     config: GRPOConfig
     screener: Screener
     reference: Screener | None
-    """The frozen start model, where beta asks for it."""
+    """The frozen start model, where beta asks for it and there is no adapter to switch off instead."""
     images: ImageStore
     train_records: dict[str, Record]
     validation_records: list[Record]
@@ -177,6 +180,11 @@ class Run:
     state: TrainerState
     budget: Budget
     progress: Progress
+    ranks: Ranks
+    writer: Screener
+    """What writes completions: the screener, or a whole copy of it where it is split among processes."""
+    checked: bool = False
+    """Whether the first batch was compared with repeated prompts."""
 
     @property
     def frozen_vision(self) -> bool:
@@ -186,28 +194,34 @@ class Run:
 
 def main(config: GRPOConfig) -> None:
     """Train, and leave the model in ``run_dir/model``. A stop saves a checkpoint and raises KeyboardInterrupt."""
-    run = build(config)
-    train(run)
-    save(run)
+    with joined_ranks(config) as ranks:
+        run = build(config, ranks)
+        train(run)
+        save(run)
 
 
-def build(config: GRPOConfig) -> Run:
+def build(config: GRPOConfig, ranks: Ranks = ALONE) -> Run:
     """Read export and model, or the last checkpoint where the run is resumed. Refused says what is wrong."""
+    require(
+        config.prompts_per_step >= ranks.count,
+        f"prompts_per_step: expected at least one for each of {ranks.count} processes, got {config.prompts_per_step}",
+    )
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    directory = RunDirectory(config)
+    directory = RunDirectory(config, ranks)
     manifest = read_manifest(config.export_dir)
     records = read_split(config.export_dir, Split.TRAIN, config.dimensions, config.polarity)
     checkpoint = directory.latest_checkpoint() if config.resume else None
     dtype = training_screener_dtype(config)
-    screener = load_screener(checkpoint / MODEL if checkpoint else config.model_dir, config.device, dtype)
+    screener = load_screener(start_directory(config, checkpoint), config.device, dtype)
     reference = None
-    if config.beta:
+    if config.beta and not config.lora.r:
         start = load_screener(config.model_dir, config.device, dtype) if checkpoint else screener
         reference = replace(start, model=copy.deepcopy(start.model).requires_grad_(False))
-    if config.gradient_checkpointing:
-        screener.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        split(reference, config)
+    screener = prepare(screener, config, ranks, checkpoint, dropout=False)
+    writer = split(screener, config)
     optimizer = make_optimizer(screener, config)
     mining = config.mining if config.hard_cases else replace(config.mining, mode=HardCaseMode.OFF)
     hard_cases = HardCases({record.id: record.answer for record in records}, mining, config.seed)
@@ -227,7 +241,9 @@ def build(config: GRPOConfig) -> Run:
         directory=directory,
         state=state,
         budget=Budget(config.steps, config.minutes, done_steps=state.step, spent_before=state.seconds),
-        progress=Progress("hcm-grpo" if config.hard_cases else "grpo"),
+        progress=Progress("hcm-grpo" if config.hard_cases else "grpo", shown=ranks.main),
+        ranks=ranks,
+        writer=writer,
     )
     if not checkpoint:
         check_start(run)
@@ -239,7 +255,7 @@ def train(run: Run) -> None:
     """Steps until the budget is spent; a checkpoint now and then, and when the run is stopped."""
     config, state = run.config, run.state
     with StopBetweenSteps() as stop:
-        while not run.budget.over:
+        while not run.ranks.any(run.budget.over):
             figures = train_step(run)
             state.step += 1
             run.budget.done_steps = state.step
@@ -253,9 +269,10 @@ def train(run: Run) -> None:
                 **{name: figures[name] for name in ("reward", "exact", "parsable", "zero_advantage")},
                 hard=figures["records"]["hard"],
             )
-            if stop.requested or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
+            stopped = run.ranks.any(stop.requested)
+            if stopped or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
                 save_checkpoint(run)
-            if stop.requested:
+            if stopped:
                 raise KeyboardInterrupt
     run.directory.log(state.step, evaluate(run))
 
@@ -267,7 +284,7 @@ def train_step(run: Run) -> dict[str, Any]:
     draws = run.hard_cases.draw_batch(config.prompts_per_step)
     records = [run.train_records[draw.record_id] for draw in draws]
     seen = see_records(run, records)
-    groups = write_groups(run, seen, seed=config.seed * 1_000_003 + run.state.step)
+    groups = write_groups(run, seen, len(records), seed=config.seed * 1_000_003 + run.state.step)
     grades = [
         grade_completions(record, [one.text for one in group], config.reward)
         for record, group in zip(records, groups, strict=True)
@@ -276,7 +293,7 @@ def train_step(run: Run) -> dict[str, Any]:
         run.hard_cases.observe(record.id, earned)
     rewards_NG = torch.tensor([[grade.reward for grade in earned] for earned in grades])
     signal_N = groups_with_signal(rewards_NG)
-    rate = set_learning_rate(run.optimizer, run.budget.fraction, config)
+    rate = set_learning_rate(run.optimizer, run.ranks.first(run.budget.fraction), config)
     learnt: dict[str, Any] = {}
     if live := signal_N.nonzero()[:, 0].tolist():
         advantages_NG = group_advantages(rewards_NG, config.scale_rewards)
@@ -298,17 +315,21 @@ def train_step(run: Run) -> dict[str, Any]:
 
 
 def see_records(run: Run, records: list[Record]) -> SeenPrompts:
-    """The ask prompts about some records, with their images seen once for writing and learning."""
-    prompts = [make_example(record, PromptKind.ASK).prompt for record in records]
+    """This process's share of the ask prompts about some records, their images seen once for writing and learning."""
+    config = run.config
+    every = range(len(records))
+    # Split weights are looked at inside of a forward only, and any process may be given any prompt to fill up a round.
+    places = every if config.fsdp else run.ranks.share(every)
+    prompts = [make_example(records[place], PromptKind.ASK).prompt for place in places]
+    images = [run.images.of(records[place]) for place in places]
     # Checkpointed layers recompute only in training mode; these models have no dropout, so it changes nothing else.
-    run.screener.model.train(run.config.gradient_checkpointing)
-    with computing(run.screener, run.config):
-        images = [run.images.of(record) for record in records]
-        return see(run.screener, prompts, images, once=run.config.vision_once)
+    run.screener.model.train(config.gradient_checkpointing)
+    with computing(run.screener, config):
+        return see(run.screener, prompts, images, places, once=config.vision_once and not config.fsdp)
 
 
-def write_groups(run: Run, seen: SeenPrompts, seed: int) -> list[list[Written]]:
-    """A group of sampled completions for each prompt."""
+def write_groups(run: Run, seen: SeenPrompts, count: int, seed: int) -> list[list[Written]]:
+    """A group of sampled completions for each of `count` prompts; each process writes its share, and all have all."""
     config = run.config
     sampling = Sampling(
         max_new_tokens=config.max_completion_length,
@@ -319,9 +340,11 @@ def write_groups(run: Run, seen: SeenPrompts, seed: int) -> list[list[Written]]:
         repetition_penalty=config.repetition_penalty,
         seed=seed,
     )
-    run.screener.model.eval()
-    with computing(run.screener, config):
-        return write_seen_groups(seen, sampling, config.num_generations)
+    run.writer.model.eval()
+    seen = replace(seen, screener=run.writer)
+    with computing(run.writer, config):
+        written = write_seen_groups(seen, run.ranks.share(range(count)), sampling, config.num_generations)
+    return run.ranks.interleave(written)
 
 
 def learn(
@@ -335,25 +358,39 @@ def learn(
     """`num_iterations` updates from groups whose rewards differ; groups left out count in the mean as zeros.
 
     `places` says which prompts the groups are about; `tokens` how many the whole batch teaches (default: these do).
-    With beta above 0 groups left out are left out of the KL too: the batch is then what moves the model, and what is
-    held back.
+    A process learns from the groups it has written; the processes' gradients add up. With beta above 0 groups left out
+    are left out of the KL too: the batch is then what moves the model, and what is held back.
     """
-    config, objective = run.config, run.config.objective
+    config, objective, ranks = run.config, run.config.objective, run.ranks
     run.screener.model.train(config.gradient_checkpointing)
-    pieces = list(_pieces(run, seen, places, groups, advantages_NG.to(run.screener.device)))
-    written = [one for group in groups for one in group if _teaches(one, config)]
+    mine = [n for n, place in enumerate(places) if place % ranks.count == ranks.rank]
+    written = [one for n in mine for one in groups[n] if _teaches(one, config)]
     whole = {
         "rows": config.prompts_per_step * config.num_generations,
-        "tokens": tokens or sum(len(one.token_ids) for one in written),
+        "tokens": tokens or sum(len(one.token_ids) for group in groups for one in group if _teaches(one, config)),
     }
+    if config.loss_type is LossType.BNPO and written:
+        # Each process takes the mean over its own tokens, and the mean of these is taken.
+        whole["tokens"] = sum(len(one.token_ids) for one in written) * ranks.count
+    advantages_NG = advantages_NG.to(run.screener.device)
+    scale = 1
+    pieces = list(_pieces(run, seen, [places[n] for n in mine], [groups[n] for n in mine], advantages_NG[mine]))
+    if config.fsdp:
+        # Split weights want equally many passes in every process, and average what is to be added up.
+        scale = ranks.count
+        filling = list(_pieces(run, seen, places[:1], groups[:1], 0 * advantages_NG[:1], every=True))
+        pieces += filling * (ranks.most(len(pieces)) - len(pieces))
+    if config.self_check and not run.checked and pieces:
+        check_first_batch(run.screener, config, pieces[0].groups)
+        run.checked = True
     old_logprobs: list[Tensor] = []
     figures: dict[str, float] = {}
     for iteration in range(config.num_iterations):
         totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
         for number, piece in enumerate(pieces):
             # After the first update the tower has changed: it looks again, unless it is frozen.
-            first = iteration == 0 or run.frozen_vision
-            shown = seen.shown(piece.places, graph=True) if first else contextlib.nullcontext()
+            usable = iteration == 0 or run.frozen_vision
+            shown = seen.shown(piece.places, graph=True) if usable else contextlib.nullcontext()
             with computing(run.screener, config), shown:
                 scored = completion_logprobs(run.screener, piece.groups, config.temperature)
             mask_RC = scored.mask.float()
@@ -375,13 +412,16 @@ def learn(
                 max_completion_length=config.max_completion_length,
                 **whole,
             )
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss * scale).backward()
             totals["loss"] += float(loss.detach())
             totals["clipped"] += float((losses.clipped_RC * mask_RC).sum()) / whole["tokens"]
             if losses.kl_RC is not None:
                 totals["kl"] += float((losses.kl_RC * mask_RC).sum()) / whole["tokens"]
-        figures = totals | {"grad_norm": clip_and_step(run.optimizer, config.clip)}
-    return figures | {"logprob_gap": _logprob_gap(written, old_logprobs)}
+        ranks.add_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
+        figures = dict(zip(totals, ranks.sum(list(totals.values())), strict=True))
+        figures |= {"grad_norm": clip_and_step(run.optimizer, config.clip)}
+    refresh(run.writer, run.screener)
+    return figures | {"logprob_gap": max(ranks.gather(_logprob_gap(written, old_logprobs)))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,21 +439,34 @@ def _teaches(one: Written, config: GRPOConfig) -> bool:
 
 
 def _pieces(
-    run: Run, seen: SeenPrompts, places: list[int], groups: list[list[Written]], advantages_NG: Tensor
+    run: Run,
+    seen: SeenPrompts,
+    places: list[int],
+    groups: list[list[Written]],
+    advantages_NG: Tensor,
+    *,
+    every: bool = False,
 ) -> Iterator[_Piece]:
     config = run.config
-    taught = [[j for j, one in enumerate(group) if _teaches(one, config)] for group in groups]
+    taught = [[j for j, one in enumerate(group) if every or _teaches(one, config)] for group in groups]
     full = [n for n, kept in enumerate(taught) if kept]
     for at in range(0, len(full), config.groups_per_forward):
         some = full[at : at + config.groups_per_forward]
         branches = [[Branch([], groups[n][j].token_ids) for j in taught[n]] for n in some]
         packed = PrefixGroups(seen.select([places[n] for n in some]), branches)
-        reference_RC = None
-        if run.reference is not None:
-            with torch.no_grad(), computing(run.reference, config):
-                reference_RC = completion_logprobs(run.reference, packed, config.temperature).logprobs
         advantages_R = torch.cat([advantages_NG[n, taught[n]] for n in some])
-        yield _Piece([places[n] for n in some], packed, advantages_R, reference_RC)
+        yield _Piece([places[n] for n in some], packed, advantages_R, _reference_logprobs(run, packed))
+
+
+@torch.no_grad()
+def _reference_logprobs(run: Run, packed: PrefixGroups) -> Tensor | None:
+    """(R, C) under the start model: a frozen copy, or the same weights without the adapter; None where beta is 0."""
+    if not run.config.beta:
+        return None
+    adapted = run.reference is None
+    reference = run.reference or run.screener
+    with computing(reference, run.config), adapter_disabled(reference.model) if adapted else contextlib.nullcontext():
+        return completion_logprobs(reference, packed, run.config.temperature).logprobs
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -421,16 +474,18 @@ def evaluate(run: Run) -> dict[str, Any]:
     config = run.config
     if not run.validation_records:
         return {}
-    run.screener.model.eval()
+    run.writer.model.eval()
     sampling = Sampling(max_new_tokens=config.max_completion_length)
+    mine = run.ranks.share(run.validation_records)
     grades: list[Grade] = []
-    with run.budget.paused(), computing(run.screener, config):
-        for at in range(0, len(run.validation_records), 64):
-            records = run.validation_records[at : at + 64]
+    with run.budget.paused(), computing(run.writer, config):
+        for at in range(0, len(mine), 64):
+            records = mine[at : at + 64]
             prompts = [make_example(record, PromptKind.ASK).prompt for record in records]
-            written = generate(run.screener, prompts, [run.images.of(record) for record in records], sampling)
+            written = generate(run.writer, prompts, [run.images.of(record) for record in records], sampling)
             for record, (one,) in zip(records, written, strict=True):
                 grades += grade_completions(record, [one.text], config.reward)
+        grades = run.ranks.interleave(grades)
     return {"validation": {**mean_figures(grades), "records": len(grades)}}
 
 
@@ -452,7 +507,8 @@ def write_suspects(run: Run) -> int:
     """suspects.jsonl: one row per suspect label so far; how many."""
     suspects = run.hard_cases.suspects()
     rows = "".join(json.dumps(asdict(suspect), ensure_ascii=False) + "\n" for suspect in suspects)
-    (run.directory.path / SUSPECTS).write_text(rows, encoding="utf-8")
+    if run.ranks.main:
+        (run.directory.path / SUSPECTS).write_text(rows, encoding="utf-8")
     return len(suspects)
 
 
@@ -470,7 +526,8 @@ def check_start(run: Run) -> None:
     grades: list[list[Grade]] = []
     for at in range(0, len(records), config.prompts_per_step):
         some = records[at : at + config.prompts_per_step]
-        for record, group in zip(some, write_groups(run, see_records(run, some), seed=config.seed), strict=True):
+        groups = write_groups(run, see_records(run, some), len(some), seed=config.seed)
+        for record, group in zip(some, groups, strict=True):
             grades.append(grade_completions(record, [one.text for one in group], config.reward))
     flat = [(grade, record) for record, earned in zip(records, grades, strict=True) for grade in earned]
     found = mean_figures([grade for grade, _ in flat])
@@ -519,11 +576,13 @@ def _writing_figures(written: list[Written], seconds: float) -> dict[str, float]
 
 def _logprob_gap(written: list[Written], scored: list[Tensor]) -> float:
     """Largest difference between the log-probabilities of writing and of learning: large means one of them is wrong."""
-    rows = iter(written)
-    gap = 0.0
+    gap, at = 0.0, 0
     for logprobs_RC in scored:
-        some = [next(rows).logprobs for _ in logprobs_RC]
+        some = [one.logprobs for one in written[at : at + len(logprobs_RC)]]
+        at += len(logprobs_RC)
         longest = logprobs_RC.shape[1]
         said_RC = torch.tensor([[*logprobs, *[0.0] * (longest - len(logprobs))] for logprobs in some])
-        gap = max(gap, float((logprobs_RC.cpu() - said_RC).abs().max()))
+        # Behind the written ones may come what only fills up a round of split weights.
+        if some:
+            gap = max(gap, float((logprobs_RC[: len(some)].cpu() - said_RC).abs().max()))
     return gap

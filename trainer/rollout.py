@@ -75,40 +75,47 @@ def generate(
     images: Sequence[Sequence[ImageTensor]],
     sampling: Sampling,
     num_generations: int = 1,
+    places: Sequence[int] | None = None,
 ) -> list[list[Written]]:
     """`num_generations` completions of each prompt, prompt by prompt; completion j of prompt i has its own seed.
 
+    `places`: what i is for each prompt, where these are some of a batch that several processes share.
     With several completions per prompt each prompt is a head; with one, prompts given the same images (the same
     tensors) share one head that ends after the last image.
     """
+    places = range(len(prompts)) if places is None else places
     if num_generations > 1:
-        return write_seen_groups(see(screener, prompts, images, once=False), sampling, num_generations)
+        seen = see(screener, prompts, images, places, once=False)
+        return write_seen_groups(seen, places, sampling, num_generations)
     sharing: dict[tuple[int, ...], list[int]] = {}
-    for place, pictures in enumerate(images):
-        sharing.setdefault(tuple(id(picture) for picture in pictures), []).append(place)
-    places = list(sharing.values())
-    firsts = [together[0] for together in places]
+    for at, pictures in enumerate(images):
+        sharing.setdefault(tuple(id(picture) for picture in pictures), []).append(at)
+    rows = list(sharing.values())
+    firsts = [together[0] for together in rows]
     heads = encode_prompts(
         screener, [prompts[first] for first in firsts], [images[first] for first in firsts], head_only=True
     )
     wanted = [
-        [Wanted(question_ids(screener, prompts[place]), _reseeded(sampling, place)) for place in together]
-        for together in places
+        [Wanted(question_ids(screener, prompts[at]), _reseeded(sampling, places[at])) for at in together]
+        for together in rows
     ]
     written = write_completions(screener, heads, wanted)
-    order = [place for together in places for place in together]
+    order = [at for together in rows for at in together]
     return [[found] for _, found in sorted(zip(order, written, strict=True), key=lambda pair: pair[0])]
 
 
-def write_seen_groups(seen: SeenPrompts, sampling: Sampling, num_generations: int) -> list[list[Written]]:
-    """`num_generations` completions of each prompt whose images were seen before, as `generate` writes them."""
-    places = range(len(seen.batch.lengths))
+def write_seen_groups(
+    seen: SeenPrompts, places: Sequence[int], sampling: Sampling, num_generations: int
+) -> list[list[Written]]:
+    """`num_generations` completions of some prompts that were encoded before, as `generate` writes them."""
+    if not places:
+        return []
     wanted = [
         [Wanted([], _reseeded(sampling, place * num_generations + j)) for j in range(num_generations)]
         for place in places
     ]
     with seen.shown(places, graph=False):
-        written = write_completions(seen.screener, seen.batch, wanted)
+        written = write_completions(seen.screener, seen.select(places), wanted)
     return [written[at : at + num_generations] for at in range(0, len(written), num_generations)]
 
 

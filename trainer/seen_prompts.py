@@ -27,11 +27,15 @@ class SeenPrompts:
 
     screener: Screener
     batch: PromptBatch
+    places: tuple[int, ...]
+    """Which of a step's prompts these are: several processes share them."""
     features: list[Any] | None
 
     def select(self, places: Sequence[int]) -> PromptBatch:
         """Some of the prompts as a batch of their own."""
-        return select_prompts(self.screener, self.batch, places)
+        if tuple(places) == self.places:
+            return self.batch
+        return select_prompts(self.screener, self.batch, [self.places.index(place) for place in places])
 
     @contextlib.contextmanager
     def shown(self, places: Sequence[int], *, graph: bool) -> Iterator[None]:
@@ -42,7 +46,7 @@ class SeenPrompts:
         if self.features is None:
             yield
             return
-        given = _joined([self.features[place] for place in places], graph)
+        given = _joined([self.features[self.places.index(place)] for place in places], graph)
         inner = self.screener.model.model
         inner.get_image_features = lambda *args, **kwargs: given
         try:
@@ -52,19 +56,24 @@ class SeenPrompts:
 
 
 def see(
-    screener: Screener, prompts: Sequence[Prompt], images: Sequence[Sequence[ImageTensor]], *, once: bool
+    screener: Screener,
+    prompts: Sequence[Prompt],
+    images: Sequence[Sequence[ImageTensor]],
+    places: Sequence[int],
+    *,
+    once: bool,
 ) -> SeenPrompts:
     """Encode prompts; with `once`, let the tower look at their images now."""
     batch = encode_prompts(screener, prompts, images)
     if not once:
-        return SeenPrompts(screener, batch, None)
+        return SeenPrompts(screener, batch, tuple(places), None)
     learns = any(weight.requires_grad for weight in screener.vision_tower.parameters())
     features = []
-    for place in range(len(batch.lengths)):
-        given = select_prompts(screener, batch, [place]).image_inputs()
+    for number in range(len(batch.lengths)):
+        given = select_prompts(screener, batch, [number]).image_inputs()
         with torch.set_grad_enabled(learns):
             features.append(screener.model.model.get_image_features(**given, return_dict=True))
-    return SeenPrompts(screener, batch, features)
+    return SeenPrompts(screener, batch, tuple(places), features)
 
 
 def select_prompts(screener: Screener, batch: PromptBatch, places: Sequence[int]) -> PromptBatch:
