@@ -9,9 +9,10 @@ computing log-probabilities keeps for its backward pass. Not here: equality of t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import random
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,39 @@ from trainer.objective import LossType
 from trainer.rewards import grade_completions
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs, repeated_prompt_logprobs
 
-START = Path(__file__).resolve().parent.parent / "fixtures" / "local_screener_start"
+MODEL = {
+    "model_type": "qwen3_vl",
+    "tie_word_embeddings": False,
+    "text_config": {
+        "vocab_size": 1024,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 8192,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [6, 5, 5],
+            "mrope_interleaved": True,
+        },
+    },
+    "vision_config": {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 4,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 128,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0],
+    },
+}
+"""A tiny Qwen3-VL with the family's own patches: 32 pixels a token. Random weights."""
 IMAGES, RECORDS = 5, 16
 RATE, CLIP = 1e-4, 1.0
 
@@ -69,8 +102,7 @@ class Bench:
         self.directory = directory
         start = directory / "start"
         start.mkdir(parents=True)
-        # The architecture alone: the local model's image processor makes every image small.
-        shutil.copy(START / "config.json", start)
+        (start / "config.json").write_text(json.dumps(MODEL))
         self.words, screener = _prompt_of(start, prompt, side)
         self.pixels = side * screener.image_processor.patch_size * screener.image_processor.merge_size
         self.parameters = sum(weight.numel() for weight in screener.model.parameters())
@@ -258,8 +290,6 @@ def _write_noise(directory: Path, stored: Path, pixels: int) -> None:
 
 
 def _image_file(stored: Path, name: str, pixels: int) -> ImageFile:
-    import hashlib
-
     digest = hashlib.sha256((stored / name).read_bytes()).hexdigest()
     (stored / name).rename(stored / f"{digest}.png")
     return ImageFile(path=f"images/{digest[:2]}/{digest}.png", sha256=digest, width=pixels, height=pixels)
