@@ -3,8 +3,9 @@
 A head (an encoded prompt, or only its images) is one row; its branches are completions, each after words of its own or
 straight after the head. Every step feeds one token per branch still going: row ``head | branch tokens, interleaved``,
 and a mask lets a token see its head and its own branch. So a group of G reads one copy of its prompt's keys, four
-questions about one sample read one copy of its images, and finished branches and rows leave the batch. Exact: equal to
-decoding each branch alone. Positions are given, never the model's `rope_deltas`. The packing is ours.
+questions about one sample read one copy of its images, and finished branches and rows leave the batch. Heads may join
+between two steps (`Decoding`). Exact: equal to decoding each branch alone. Positions are given, never the model's
+`rope_deltas`. The packing is ours.
 Not here: log-probabilities with gradients (shared_prefix.py), parsing (contract/answers.py).
 
 Shapes: N rows (heads) still going, W branches side by side in a row, K keys of a row, A branches still going,
@@ -56,6 +57,17 @@ class Wanted:
 
     question: Sequence[int]
     sampling: Sampling
+    alternatives: int | None = None
+    """Tell of each token how likely it was, and that of so many likeliest ones (0: of none). None tells nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely the model found a token, by log-probability at temperature 1, whatever it was drawn at."""
+
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...]
+    """The likeliest tokens at its place, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +148,22 @@ def write_completions(
     `on_written` is told of each as soon as it is done, by its place in that order. ValueError when a head has no want,
     or some branches have a question and others have none.
     """
-    asked = [bool(want.question) for wants in wanted for want in wants]
-    if not all(wanted) or any(asked) != all(asked):
-        raise ValueError("every head needs a completion to write, and all of them a question or none")
-    decoder = _Decoder(screener, heads, wanted)
-    with torch.no_grad():
-        decoder.run(on_written)
-    return [branch.as_written(screener) for branch in decoder.branches]
+    decoding = Decoding(screener)
+    got = branches = decoding.join(heads, wanted)
+    while got:
+        for branch in got:
+            if branch.over:
+                on_written(branch.index, branch.as_written(screener))
+        got = decoding.step()
+    return [branch.as_written(screener) for branch in branches]
 
 
-@dataclass(slots=True)
-class _Branch:
+@dataclass(slots=True, eq=False)
+class Growing:
+    """A completion being written."""
+
     index: int
+    """Its place among those that joined with it."""
     row: int
     owner: int
     want: Wanted
@@ -156,72 +172,151 @@ class _Branch:
     generator: torch.Generator
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    likelihoods: list[Likelihood] = field(default_factory=list)
+    """One per token where they are wanted."""
     finished: bool = False
 
+    @property
+    def over(self) -> bool:
+        """Whether it got its last token."""
+        return self.finished or len(self.tokens) == self.want.sampling.max_new_tokens
+
     def as_written(self, screener: Screener) -> Written:
+        """What stands so far."""
         said = self.tokens[:-1] if self.finished else self.tokens
         text = screener.tokenizer.decode(said, skip_special_tokens=True)
         return Written(tuple(self.tokens), tuple(self.logprobs), text, self.finished)
 
 
-class _Decoder:
-    """The batch being decoded. `rows` are the heads still held, `active` the branches still going."""
+class Decoding:
+    """A batch being decoded, a token of every branch at a time; heads join and branches leave between two steps.
 
-    def __init__(self, screener: Screener, heads: PromptBatch, wanted: Sequence[Sequence[Wanted]]) -> None:
+    `active` are the branches still going, each with a last token that the model has not read yet.
+    """
+
+    def __init__(self, screener: Screener) -> None:
         self.screener = screener
-        self.heads = heads
-        self.branches: list[_Branch] = []
+        self.active: list[Growing] = []
+        self._rows: list[int] = []
+        """The heads still held, by number."""
+        self._joined = 0
+        """Heads that ever joined."""
+        self._cache = Cache(layer_class_to_replicate=_RoomyLayer)
+        self._owner_NK = torch.empty(0, 0, dtype=torch.long, device=screener.device)
+
+    @torch.no_grad()
+    def join(self, heads: PromptBatch, wanted: Sequence[Sequence[Wanted]]) -> list[Growing]:
+        """Read heads, and write the first token of every completion wanted of them; the new branches in their order.
+
+        ValueError when a head has no want, or some branches have a question and others have none. Whatever is raised,
+        those who were here before go on as if nobody had come.
+        """
+        asked = [bool(want.question) for wants in wanted for want in wants]
+        if not all(wanted) or any(asked) != all(asked):
+            raise ValueError("every head needs a completion to write, and all of them a question or none")
+        come = Decoding(self.screener)
+        come._joined = self._joined
+        branches = come._begin(heads, wanted)
+        self._joined = come._joined
+        if self.active:
+            self._take_in(come)
+        else:
+            self.active, self._rows = come.active, come._rows
+            self._cache, self._owner_NK = come._cache, come._owner_NK
+        return branches
+
+    @torch.no_grad()
+    def step(self) -> list[Growing]:
+        """One more token of every active branch: the branches that got one, none when nothing is going on."""
+        if not self.active:
+            return []
+        self._drop_done_rows()
+        return self._write(self._feed([[branch.tokens[-1]] for branch in self.active]))
+
+    def leave(self, branch: Growing) -> None:
+        """A branch that needs no more tokens goes; `over` stays as it is."""
+        self.active = [one for one in self.active if one is not branch]
+
+    def _begin(self, heads: PromptBatch, wanted: Sequence[Sequence[Wanted]]) -> list[Growing]:
         starts = heads.next_position.tolist()
-        for row, wants in enumerate(wanted):
+        for place, wants in enumerate(wanted):
+            row = self._joined + place
             for owner, want in enumerate(wants, start=1):
-                generator = torch.Generator(device=screener.device).manual_seed(want.sampling.seed)
-                self.branches.append(_Branch(len(self.branches), row, owner, want, starts[row], generator))
-        self.active = list(self.branches)
-        self.rows = list(range(len(wanted)))
-        self.cache = Cache(layer_class_to_replicate=_RoomyLayer)
-        self.owner_NK = torch.where(heads.attention_mask.bool(), _HEAD, _NOBODY)
+                generator = torch.Generator(device=self.screener.device).manual_seed(want.sampling.seed)
+                self.active.append(Growing(len(self.active), row, owner, want, starts[place], generator))
+            self._rows.append(row)
+        branches = list(self.active)
+        self._joined += len(wanted)
+        self._owner_NK = torch.where(heads.attention_mask.bool(), _HEAD, _NOBODY)
+        logits_AV = self._read_heads(heads)
+        if branches[0].want.question:
+            logits_AV = self._feed([list(branch.want.question) for branch in self.active])
+        self._write(logits_AV)
+        return branches
 
-    def run(self, on_written: Callable[[int, Written], None]) -> None:
-        logits_AV = self._read_heads()
-        if self.branches[0].want.question:
-            logits_AV = self._step([list(branch.want.question) for branch in self.active])
-        while True:
-            chosen = _choose(logits_AV, self.active, self.screener.banned_token_ids)
-            going = []
-            for branch, (token, logprob) in zip(self.active, chosen, strict=True):
-                branch.tokens.append(token)
-                branch.logprobs.append(logprob)
-                branch.finished = token == self.screener.end_token_id
-                if branch.finished or len(branch.tokens) == branch.want.sampling.max_new_tokens:
-                    on_written(branch.index, branch.as_written(self.screener))
-                else:
-                    going.append(branch)
-            if not going:
-                return
-            self.active = going
-            self._drop_done_rows()
-            logits_AV = self._step([[branch.tokens[-1]] for branch in self.active])
+    def _write(self, logits_AV: Tensor) -> list[Growing]:
+        """Choose every active branch's next token; those that got their last are active no more."""
+        branches = self.active
+        chosen = _choose(logits_AV, branches, self.screener.banned_token_ids)
+        for branch, (token, logprob) in zip(branches, chosen, strict=True):
+            branch.tokens.append(token)
+            branch.logprobs.append(logprob)
+            branch.finished = token == self.screener.end_token_id
+        _tell_likelihoods(logits_AV, branches)
+        self.active = [branch for branch in branches if not branch.over]
+        return branches
 
-    def _read_heads(self) -> Tensor:
+    def _take_in(self, come: Decoding) -> None:
+        """Let the rows of another batch stand below ours, keys left-aligned in no particular order.
+
+        A key's place in its row does not matter: its position is in it, and who sees it is in `_owner_NK`. So what no
+        branch sees any more is left out, and the shorter rows are filled with keys that nobody owns.
+        """
+        self._drop_done_rows(share=1.0)
+        kept_NK = self._still_seen()
+        ours = int(kept_NK.sum(1).max())
+        # A stable sort brings the keys that are still seen to the front.
+        order_NK = (~kept_NK).to(torch.uint8).argsort(dim=1, stable=True)[:, :ours]
+        owner_NK = self._owner_NK.masked_fill(~kept_NK, _NOBODY).gather(1, order_NK)
+        keys = max(ours, come._owner_NK.shape[1])
+        for layer, other in zip(self._cache.layers, come._cache.layers, strict=True):
+            layer.take_in(order_NK, other, keys)
+        self._owner_NK = torch.cat([_filled_up(owner_NK, keys), _filled_up(come._owner_NK, keys)])
+        self.active += come.active
+        self._rows += come._rows
+
+    def _still_seen(self) -> Tensor:
+        """(N, K) whether a key is of a head or of a branch still going."""
+        place_of = {row: place for place, row in enumerate(self._rows)}
+        most = max(branch.owner for branch in self.active)
+        seen_NW = torch.zeros(len(self._rows), most + 2, dtype=torch.bool)
+        seen_NW[:, _HEAD] = True
+        for branch in self.active:
+            seen_NW[place_of[branch.row], branch.owner] = True
+        # Owners beyond `most` have finished; nobody owns with -1, the last column, which stays False.
+        known_NK = torch.where(self._owner_NK > most, _NOBODY, self._owner_NK) % (most + 2)
+        return seen_NW.to(self._owner_NK.device).gather(1, known_NK)
+
+    def _read_heads(self, heads: PromptBatch) -> Tensor:
         """Fill the cache with the heads; logits of what follows each, repeated for its branches."""
-        heads = self.heads
         images = heads.image_inputs() if sum(heads.images_per_prompt) else {}
         hidden_NPH = self.screener.model.model(
             input_ids=heads.input_ids,
             attention_mask=heads.attention_mask,
             position_ids=heads.position_ids,
-            past_key_values=self.cache,
+            past_key_values=self._cache,
             use_cache=True,
             **images,
         ).last_hidden_state
-        rows_A = torch.tensor([branch.row for branch in self.active], device=hidden_NPH.device)
+        place_of = {row: place for place, row in enumerate(self._rows)}
+        rows_A = torch.tensor([place_of[branch.row] for branch in self.active], device=hidden_NPH.device)
         last_NH = hidden_NPH[torch.arange(len(heads.lengths), device=hidden_NPH.device), heads.lengths - 1]
         return self._logits(last_NH)[rows_A]
 
-    def _step(self, following: list[list[int]]) -> Tensor:
+    def _feed(self, following: list[list[int]]) -> Tensor:
         """Append each active branch's next words behind its row; logits (A, V) of what follows them."""
-        place_of = {row: place for place, row in enumerate(self.rows)}
-        used = [0] * len(self.rows)
+        place_of = {row: place for place, row in enumerate(self._rows)}
+        used = [0] * len(self._rows)
         places, columns, tokens, positions, owners, last = [], [], [], [], [], []
         for branch, words in zip(self.active, following, strict=True):
             place = place_of[branch.row]
@@ -237,7 +332,7 @@ class _Decoder:
         device = self.screener.device
         where = torch.tensor([places, columns])
         grid_3NW = torch.tensor([self.screener.pad_token_id, 0, _NOBODY])[:, None, None].repeat(
-            1, len(self.rows), max(used)
+            1, len(self._rows), max(used)
         )
         grid_3NW[:, where[0], where[1]] = torch.tensor([tokens, positions, owners])
         tokens_NW, positions_NW, owner_NW = grid_3NW.to(device)
@@ -247,7 +342,7 @@ class _Decoder:
             inputs_embeds=model.get_input_embeddings()(tokens_NW),
             attention_mask=self._visible(owner_NW),
             position_ids=positions_NW.expand(3, -1, -1) if multimodal else positions_NW,
-            past_key_values=self.cache,
+            past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
         ends = where[:, last].to(device)
@@ -255,29 +350,29 @@ class _Decoder:
 
     def _visible(self, owner_NW: Tensor) -> Tensor:
         """Which keys (N, 1, W, K) each new token sees: the head, and its own branch as far as it is written."""
-        before = self.owner_NK.shape[1]
-        self.owner_NK = torch.cat([self.owner_NK, owner_NW], 1)
-        own = self.owner_NK[:, None, :] == owner_NW[:, :, None]
-        visible = (self.owner_NK[:, None, :] == _HEAD) | (own & (owner_NW >= 0)[:, :, None])
-        written = torch.ones(owner_NW.shape[1], self.owner_NK.shape[1], dtype=torch.bool, device=owner_NW.device)
+        before = self._owner_NK.shape[1]
+        self._owner_NK = torch.cat([self._owner_NK, owner_NW], 1)
+        own = self._owner_NK[:, None, :] == owner_NW[:, :, None]
+        visible = (self._owner_NK[:, None, :] == _HEAD) | (own & (owner_NW >= 0)[:, :, None])
+        written = torch.ones(owner_NW.shape[1], self._owner_NK.shape[1], dtype=torch.bool, device=owner_NW.device)
         return (visible & written.tril(before))[:, None]
 
     def _logits(self, hidden_AH: Tensor) -> Tensor:
         logits: Tensor = self.screener.model.get_output_embeddings()(hidden_AH).float()
         return logits
 
-    def _drop_done_rows(self) -> None:
-        """Let rows without an active branch leave once they are a quarter of the batch: leaving copies the cache."""
+    def _drop_done_rows(self, share: float = 0.75) -> None:
+        """Let rows without an active branch leave once so few are left: leaving copies the cache."""
         needed = {branch.row for branch in self.active}
-        if len(needed) > 0.75 * len(self.rows):
+        if len(needed) == len(self._rows) or len(needed) > share * len(self._rows):
             return
-        kept = torch.tensor([place for place, row in enumerate(self.rows) if row in needed])
-        self.cache.batch_select_indices(kept.to(self.screener.device))
-        self.owner_NK = self.owner_NK[kept.to(self.screener.device)]
-        self.rows = [row for row in self.rows if row in needed]
+        kept = torch.tensor([place for place, row in enumerate(self._rows) if row in needed])
+        self._cache.batch_select_indices(kept.to(self.screener.device))
+        self._owner_NK = self._owner_NK[kept.to(self.screener.device)]
+        self._rows = [row for row in self._rows if row in needed]
 
 
-def _choose(logits_AV: Tensor, branches: list[_Branch], banned: list[int]) -> list[tuple[int, float]]:
+def _choose(logits_AV: Tensor, branches: list[Growing], banned: list[int]) -> list[tuple[int, float]]:
     """Each branch's next token and its log-probability."""
     samplings = [branch.want.sampling for branch in branches]
     divisor_A = torch.tensor([s.temperature or 1.0 for s in samplings], device=logits_AV.device)
@@ -296,6 +391,25 @@ def _choose(logits_AV: Tensor, branches: list[_Branch], banned: list[int]) -> li
     chosen_A1 = allowed_AV.argmax(-1, keepdim=True)
     chosen_logprobs = logprobs_AV.gather(1, chosen_A1)[:, 0].tolist()
     return list(zip(chosen_A1[:, 0].tolist(), chosen_logprobs, strict=True))
+
+
+def _tell_likelihoods(logits_AV: Tensor, branches: Sequence[Growing]) -> None:
+    """Note how likely the newest token of each branch was, where that is wanted."""
+    asked = {place: branch.want.alternatives for place, branch in enumerate(branches)}
+    places = [place for place, wanted in asked.items() if wanted is not None]
+    if not places:
+        return
+    logprobs_DV = logits_AV[places].log_softmax(-1)
+    newest_D1 = torch.tensor([[branches[place].tokens[-1]] for place in places], device=logits_AV.device)
+    own = logprobs_DV.gather(1, newest_D1)[:, 0].tolist()
+    values_DT, tokens_DT = logprobs_DV.topk(max(asked[place] or 0 for place in places))
+    for place, logprob, values, tokens in zip(places, own, values_DT.tolist(), tokens_DT.tolist(), strict=True):
+        told = list(zip(tokens, values, strict=True))[: asked[place]]
+        branches[place].likelihoods.append(Likelihood(logprob, tuple(told)))
+
+
+def _filled_up(owner_NK: Tensor, keys: int) -> Tensor:
+    return torch.nn.functional.pad(owner_NK, (0, keys - owner_NK.shape[1]), value=_NOBODY)
 
 
 def _nucleus(probabilities_DV: Tensor, top_p: list[float]) -> Tensor:
@@ -340,3 +454,16 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self._room[1, :, :, filled:total] = value_states
         self.keys, self.values = self._room[0, :, :, :total], self._room[1, :, :, :total]
         return self.keys, self.values
+
+    def take_in(self, order_NK: Tensor, other: _RoomyLayer, keys: int) -> None:
+        """Keep our keys and values in the order given, and put another layer's rows below; all get `keys` keys."""
+        rows, heads, _, size = self.keys.shape
+        come, filled = other.keys.shape[0], other.keys.shape[2]
+        room = self.keys.new_zeros(2, rows + come, heads, keys + max(64, keys // 4), size)
+        picked = order_NK[:, None, :, None].expand(-1, heads, -1, size)
+        ours = order_NK.shape[1]
+        for place, (mine, theirs) in enumerate(((self.keys, other.keys), (self.values, other.values))):
+            room[place, :rows, :, :ours] = mine.gather(2, picked)
+            room[place, rows:, :, :filled] = theirs
+        self._room = room
+        self.keys, self.values = room[0, :, :, :keys], room[1, :, :, :keys]
