@@ -147,6 +147,26 @@ def restore(checkpoint: Path, optimizer: torch.optim.Optimizer, device: torch.de
     return TrainerState(step=told["step"], seconds=told["seconds"], extra=told["extra"])
 
 
+def find_model(path: Path) -> Path:
+    """The model directory that `path` means: itself, or of a run its model, or the one of its newest checkpoint."""
+    if (path / MODEL / "config.json").exists():
+        return path / MODEL
+    checkpoints = sorted((path / CHECKPOINTS).glob(f"step-*[0-9]/{MODEL}"))
+    return checkpoints[-1] if checkpoints else path
+
+
+def run_settings(path: Path) -> dict[str, Any]:
+    """The settings of the run that `path` is, or that made the model which `path` is; empty where there is none."""
+    for directory in (path, path.resolve().parent):
+        try:
+            told = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(told, dict) and "command" in told:
+            return told
+    return {}
+
+
 def environment(seed: int, export_version: str) -> dict[str, Any]:
     """What the run's numbers depend on beside its settings."""
     packages = ("torch", "transformers", "tokenizers", "pillow", "numpy")

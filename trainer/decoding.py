@@ -42,6 +42,16 @@ class HeadKeys:
         self.lengths_N = self.lengths_N[rows]
         self._settle()
 
+    def take_in(self, other: HeadKeys) -> None:
+        """Go on with other heads behind ours."""
+        longest = max(self.layers[0][0].shape[2], other.layers[0][0].shape[2])
+        self.layers = [
+            (_stacked(ours[0], theirs[0], longest), _stacked(ours[1], theirs[1], longest))
+            for ours, theirs in zip(self.layers, other.layers, strict=True)
+        ]
+        self.lengths_N = torch.cat([self.lengths_N, other.lengths_N])
+        self._settle()
+
     def _settle(self) -> None:
         first = self.layers[0][0]
         kinds, longest = first.shape[1:3]
@@ -116,9 +126,7 @@ class BranchDecoder:
     def keep(self, branches: Sequence[int]) -> None:
         """Go on with some of the branches only; heads without any leave once they are a quarter."""
         chosen = torch.tensor(branches)
-        on_device = chosen.to(self._device)
-        rows, slots = self._rows_B[on_device], self._slots_B[on_device]
-        own = [(keys[rows, :, slots], values[rows, :, slots]) for keys, values in self._own]
+        own = self._of_branches(chosen)
         self._filled, self._starts = self._filled[chosen], self._starts[chosen]
         kept = [self._rows[branch] for branch in branches]
         needed = sorted(set(kept))
@@ -128,6 +136,40 @@ class BranchDecoder:
             kept = [place_of[row] for row in kept]
         self._lay_out(kept)
         self._own = [(self._in_places(keys), self._in_places(values)) for keys, values in own]
+
+    def take_in(self, other: BranchDecoder) -> None:
+        """Go on with another batch's heads and branches behind ours."""
+        ours, theirs = (part._of_branches(torch.arange(len(part._rows))) for part in (self, other))
+        if not (ours and theirs):
+            # A side that was fed nothing yet has no keys of its own.
+            room = (ours or theirs)[0][0].shape[2] if ours or theirs else 0
+            ours, theirs = (
+                own or [part._no_keys(len(part._rows), room) for _ in self._layers]
+                for own, part in ((ours, self), (theirs, other))
+            )
+        behind = len(self._heads.lengths_N)
+        self._heads.take_in(other._heads)
+        self._filled = torch.cat([self._filled, other._filled])
+        self._starts = torch.cat([self._starts, other._starts])
+        self._lay_out([*self._rows, *(behind + row for row in other._rows)])
+        room = max(ours[0][0].shape[2], theirs[0][0].shape[2])
+        self._own = [
+            (self._in_places(_stacked(a[0], b[0], room)), self._in_places(_stacked(a[1], b[1], room)))
+            for a, b in zip(ours, theirs, strict=True)
+            if room
+        ]
+
+    def _of_branches(self, chosen: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Per layer, (B, K, room, D) keys and values of some branches."""
+        chosen = chosen.to(self._device)
+        rows, slots = self._rows_B[chosen], self._slots_B[chosen]
+        return [(keys[rows, :, slots], values[rows, :, slots]) for keys, values in self._own]
+
+    def _no_keys(self, branches: int, room: int) -> tuple[Tensor, Tensor]:
+        shape = (branches, self._key_heads, room, self._size)
+        return torch.zeros(shape, dtype=self._dtype, device=self._device), torch.zeros(
+            shape, dtype=self._dtype, device=self._device
+        )
 
     def _lay_out(self, rows: list[int]) -> None:
         """Where each branch stands in a grid of heads × places side by side."""
@@ -306,6 +348,11 @@ class _Norm:
         wide = x.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         return (wide / torch.hypot(length, self._floor) * self._weight).to(x.dtype)
+
+
+def _stacked(ours: Tensor, theirs: Tensor, longest: int) -> Tensor:
+    """Two (…, …, keys, D) behind each other along the first dimension, filled up to so many keys with zeros."""
+    return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[2])) for part in (ours, theirs)])
 
 
 def _plain(module: Any) -> bool:

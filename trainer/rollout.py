@@ -3,8 +3,8 @@
 A head (an encoded prompt, or only its images) is read once; its branches are completions, each after words of its own
 or straight after the head. Every step feeds one word per branch still going, whatever its head's length (decoding.py).
 So a group of G reads one copy of its prompt's keys, four questions about one sample read one copy of its images, and
-finished branches and heads leave the batch. Exact: equal to decoding each branch alone. Positions are given, never the
-model's `rope_deltas`.
+finished branches and heads leave the batch, and heads join between two steps (`Decoding`). Exact: equal to decoding
+each branch alone. Positions are given, never the model's `rope_deltas`.
 Not here: log-probabilities with gradients (shared_prefix.py), how a word is chosen (sampling.py), parsing
 (contract/answers.py), other engines (rollout_engines.py).
 
@@ -28,7 +28,18 @@ from trainer.model import Screener
 from trainer.sampling import Chooser, Sampling
 from trainer.seen_prompts import SeenPrompts, see
 
-__all__ = ["Sampling", "Wanted", "Written", "choose_threads", "generate", "write_completions", "write_seen_groups"]
+__all__ = [
+    "Decoding",
+    "Growing",
+    "Likelihood",
+    "Sampling",
+    "Wanted",
+    "Written",
+    "choose_threads",
+    "generate",
+    "write_completions",
+    "write_seen_groups",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,17 @@ class Wanted:
 
     question: Sequence[int]
     sampling: Sampling
+    alternatives: int | None = None
+    """Tell of each token how likely it was, and that of so many likeliest ones (0: of none). None tells nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely the model found a token, by log-probability at temperature 1, whatever it was drawn at."""
+
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...]
+    """The likeliest tokens at its place, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,71 +152,127 @@ def write_completions(
     `on_written` is told of each as soon as it is done, by its place in that order. ValueError when a head has no want,
     or some branches have a question and others have none.
     """
-    asked = [bool(want.question) for wants in wanted for want in wants]
-    if not all(wanted) or any(asked) != all(asked):
-        raise ValueError("every head needs a completion to write, and all of them a question or none")
-    decoder = _Decoder(screener, heads, wanted)
-    with torch.no_grad():
-        decoder.run(on_written)
-    return [branch.as_written(screener) for branch in decoder.branches]
+    decoding = Decoding(screener)
+    got = branches = decoding.join(heads, wanted)
+    while got:
+        for branch in got:
+            if branch.over:
+                on_written(branch.index, branch.as_written(screener))
+        got = decoding.step()
+    return [branch.as_written(screener) for branch in branches]
 
 
-@dataclass(slots=True)
-class _Branch:
+@dataclass(slots=True, eq=False)
+class Growing:
+    """A completion being written."""
+
     index: int
+    """Its place among those that joined with it."""
     row: int
+    """Its head's place among those."""
     want: Wanted
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    likelihoods: list[Likelihood] = field(default_factory=list)
+    """One per token where they are wanted."""
     finished: bool = False
 
+    @property
+    def over(self) -> bool:
+        """Whether it got its last token."""
+        return self.finished or len(self.tokens) == self.want.sampling.max_new_tokens
+
     def as_written(self, screener: Screener) -> Written:
+        """What stands so far."""
         said = self.tokens[:-1] if self.finished else self.tokens
         text = screener.tokenizer.decode(said, skip_special_tokens=True)
         return Written(tuple(self.tokens), tuple(self.logprobs), text, self.finished)
 
 
-class _Decoder:
-    """The batch being decoded: `active` are the branches still going."""
+class Decoding:
+    """A batch being decoded, a token of every branch at a time; heads join and branches leave between two steps.
 
-    def __init__(self, screener: Screener, heads: PromptBatch, wanted: Sequence[Sequence[Wanted]]) -> None:
+    `active` are the branches still going, each with a last token that the model has not read yet.
+    """
+
+    def __init__(self, screener: Screener) -> None:
         self.screener = screener
-        self.heads = heads
-        self.branches: list[_Branch] = []
+        self.active: list[Growing] = []
+        self._held: list[Growing] = []
+        """The branches whose keys are kept: those that left since the last step are among them."""
+        self._decoder: BranchDecoder | None = None
+        self._chooser: Chooser | None = None
+
+    @torch.no_grad()
+    def join(self, heads: PromptBatch, wanted: Sequence[Sequence[Wanted]]) -> list[Growing]:
+        """Read heads, and write the first token of every completion wanted of them; the new branches in their order.
+
+        ValueError when a head has no want, or some branches have a question and others have none. Whatever is raised,
+        those who were here before go on as if nobody had come.
+        """
+        asked = [bool(want.question) for wants in wanted for want in wants]
+        if not all(wanted) or any(asked) != all(asked):
+            raise ValueError("every head needs a completion to write, and all of them a question or none")
+        branches: list[Growing] = []
         for row, wants in enumerate(wanted):
-            self.branches += [_Branch(len(self.branches) + place, row, want) for place, want in enumerate(wants)]
-        self.active = list(self.branches)
-
-    def run(self, on_written: Callable[[int, Written], None]) -> None:
-        keys, logits_BV = self._read_heads()
-        starts = self.heads.next_position.tolist()
-        rows = [branch.row for branch in self.active]
+            branches += [Growing(len(branches) + place, row, want) for place, want in enumerate(wants)]
+        keys, logits_BV = self._read_heads(heads, branches)
+        starts = heads.next_position.tolist()
+        rows = [branch.row for branch in branches]
         decoder = BranchDecoder(self.screener, keys, rows, [starts[row] for row in rows])
-        chooser = self._chooser()
-        if self.branches[0].want.question:
-            logits_BV = self._logits(decoder.feed([branch.want.question for branch in self.active]))
-        end = self.screener.end_token_id
-        while True:
-            going = []
-            for place, (branch, token, logprob) in enumerate(zip(self.active, *chooser.choose(logits_BV), strict=True)):
-                branch.tokens.append(token)
-                branch.logprobs.append(logprob)
-                branch.finished = token == end
-                if branch.finished or len(branch.tokens) == branch.want.sampling.max_new_tokens:
-                    on_written(branch.index, branch.as_written(self.screener))
-                else:
-                    going.append(place)
-            if not going:
-                return
-            if len(going) < len(self.active):
-                self.active = [self.active[place] for place in going]
-                decoder.keep(going)
-                chooser.keep(going)
-            logits_BV = self._logits(decoder.feed([[branch.tokens[-1]] for branch in self.active]))
+        chooser = self._make_chooser(heads, branches)
+        if any(asked):
+            logits_BV = self._logits(decoder.feed([branch.want.question for branch in branches]))
+        self._write(logits_BV, branches, chooser)
+        if self._decoder is None or self._chooser is None or not self.active:
+            self._decoder, self._chooser = decoder, chooser
+            self._held, self.active = list(branches), []
+        else:
+            self._let_go()
+            self._decoder.take_in(decoder)
+            self._chooser.take_in(chooser)
+            self._held += branches
+        self.active = self.active + [branch for branch in branches if not branch.over]
+        return branches
 
-    def _read_heads(self) -> tuple[HeadKeys, Tensor]:
+    @torch.no_grad()
+    def step(self) -> list[Growing]:
+        """One more token of every active branch: the branches that got one, none when nothing is going on."""
+        if not self.active or self._decoder is None or self._chooser is None:
+            return []
+        self._let_go()
+        branches = self.active
+        self._write(
+            self._logits(self._decoder.feed([[branch.tokens[-1]] for branch in branches])), branches, self._chooser
+        )
+        self.active = [branch for branch in branches if not branch.over]
+        return branches
+
+    def leave(self, branch: Growing) -> None:
+        """A branch that needs no more tokens goes; `over` stays as it is."""
+        self.active = [one for one in self.active if one is not branch]
+
+    def _let_go(self) -> None:
+        """Forget the keys of branches that are active no more."""
+        if len(self._held) == len(self.active) or self._decoder is None or self._chooser is None:
+            return
+        going = {id(branch) for branch in self.active}
+        places = [place for place, branch in enumerate(self._held) if id(branch) in going]
+        self._decoder.keep(places)
+        self._chooser.keep(places)
+        self._held = [self._held[place] for place in places]
+
+    def _write(self, logits_BV: Tensor, branches: Sequence[Growing], chooser: Chooser) -> None:
+        """Choose each branch's next token."""
+        end = self.screener.end_token_id
+        for branch, token, logprob in zip(branches, *chooser.choose(logits_BV), strict=True):
+            branch.tokens.append(token)
+            branch.logprobs.append(logprob)
+            branch.finished = token == end
+        _tell_likelihoods(logits_BV, branches)
+
+    def _read_heads(self, heads: PromptBatch, branches: Sequence[Growing]) -> tuple[HeadKeys, Tensor]:
         """Keys of the heads, and the logits (B, V) of what follows each, repeated for its branches."""
-        heads = self.heads
         images = heads.image_inputs() if sum(heads.images_per_prompt) else {}
         cache = DynamicCache()
         even = bool(heads.attention_mask.all())
@@ -206,26 +284,41 @@ class _Decoder:
             use_cache=True,
             **images,
         ).last_hidden_state
-        rows_B = torch.tensor([branch.row for branch in self.active], device=hidden_NPH.device)
+        rows_B = torch.tensor([branch.row for branch in branches], device=hidden_NPH.device)
         last_NH = hidden_NPH[torch.arange(len(heads.lengths), device=hidden_NPH.device), heads.lengths - 1]
         kind = hidden_NPH.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.screener.model.dtype
         keys = HeadKeys([(layer.keys, layer.values) for layer in cache.layers], heads.lengths, dtype)
         return keys, self._logits(last_NH)[rows_B]
 
-    def _chooser(self) -> Chooser:
+    def _make_chooser(self, heads: PromptBatch, branches: Sequence[Growing]) -> Chooser:
         prompts = []
-        for branch in self.branches:
+        for branch in branches:
             penalized = branch.want.sampling.repetition_penalty != 1
-            head = self.heads.input_ids[branch.row, : int(self.heads.lengths[branch.row])].tolist() if penalized else []
+            head = heads.input_ids[branch.row, : int(heads.lengths[branch.row])].tolist() if penalized else []
             prompts.append([*head, *branch.want.question])
-        samplings = [branch.want.sampling for branch in self.branches]
+        samplings = [branch.want.sampling for branch in branches]
         vocabulary = self.screener.model.get_output_embeddings().weight.shape[0]
         return Chooser(samplings, prompts, self.screener.banned_token_ids, vocabulary, self.screener.device)
 
     def _logits(self, hidden_BH: Tensor) -> Tensor:
         logits: Tensor = self.screener.model.get_output_embeddings()(hidden_BH).float()
         return logits
+
+
+def _tell_likelihoods(logits_AV: Tensor, branches: Sequence[Growing]) -> None:
+    """Note how likely the newest token of each branch was, where that is wanted."""
+    asked = {place: branch.want.alternatives for place, branch in enumerate(branches)}
+    places = [place for place, wanted in asked.items() if wanted is not None]
+    if not places:
+        return
+    logprobs_DV = logits_AV[places].log_softmax(-1)
+    newest_D1 = torch.tensor([[branches[place].tokens[-1]] for place in places], device=logits_AV.device)
+    own = logprobs_DV.gather(1, newest_D1)[:, 0].tolist()
+    values_DT, tokens_DT = logprobs_DV.topk(max(asked[place] or 0 for place in places))
+    for place, logprob, values, tokens in zip(places, own, values_DT.tolist(), tokens_DT.tolist(), strict=True):
+        told = list(zip(tokens, values, strict=True))[: asked[place]]
+        branches[place].likelihoods.append(Likelihood(logprob, tuple(told)))
 
 
 def _reseeded(sampling: Sampling, place: int) -> Sampling:

@@ -69,7 +69,7 @@ class Chooser:
         ]
         self._seen_BV: Tensor | None = None
         self._prompts = [list(prompt) for prompt in prompts]
-        self._word = 0
+        self._words_B = torch.zeros(len(self._samplings), dtype=torch.long)
         self._settle()
 
     def choose(self, logits_BV: Tensor) -> tuple[list[int], list[float]]:
@@ -92,7 +92,7 @@ class Chooser:
         logprobs_B = p_BV.gather(1, chosen_B[:, None])[:, 0].log()
         if self._seen_BV is not None:
             self._seen_BV.scatter_(1, chosen_B[:, None], True)
-        self._word += 1
+        self._words_B = self._words_B + 1
         return chosen_B.tolist(), logprobs_B.tolist()
 
     def keep(self, branches: Sequence[int]) -> None:
@@ -100,9 +100,29 @@ class Chooser:
         self._samplings = [self._samplings[branch] for branch in branches]
         self._draws = [self._draws[branch] for branch in branches]
         self._prompts = [self._prompts[branch] for branch in branches]
+        self._words_B = self._words_B[torch.tensor(branches)]
         if self._seen_BV is not None:
             self._seen_BV = self._seen_BV[torch.tensor(branches, device=self._device)]
         self._settle()
+
+    def take_in(self, other: Chooser) -> None:
+        """Go on with another batch's branches behind ours."""
+        if self._seen_BV is not None or other._seen_BV is not None:
+            self._seen_BV = torch.cat([self._seen(), other._seen()])
+        self._samplings += other._samplings
+        self._draws += other._draws
+        self._prompts += other._prompts
+        self._words_B = torch.cat([self._words_B, other._words_B])
+        self._settle()
+
+    def _seen(self) -> Tensor:
+        """(B, V) which words a branch's prompt and completion hold; where nothing is penalized nobody noted them."""
+        if self._seen_BV is not None:
+            return self._seen_BV
+        seen_BV = torch.zeros(len(self._samplings), len(self._ban_V), dtype=torch.bool, device=self._device)
+        for place, prompt in enumerate(self._prompts):
+            seen_BV[place, prompt] = True
+        return seen_BV
 
     def _settle(self) -> None:
         some = self._samplings
@@ -116,7 +136,8 @@ class Chooser:
         self._min_p_D1 = self._column([one.min_p or 0.0 for one in drawing], 0.0)
         longest = max((one.max_new_tokens for one in drawing), default=0)
         rows = [torch.cat([self._draws[place], torch.zeros(longest - len(self._draws[place]))]) for place in places]
-        self._uniform_DT = torch.stack(rows).to(self._device) if rows else torch.zeros(0)
+        self._uniform_DT = torch.stack(rows) if rows else torch.zeros(0)
+        self._places_D = torch.tensor(places, dtype=torch.long)
 
     def _column(self, values: Sequence[float], nothing: float) -> Tensor | None:
         if all(value == nothing for value in values):
@@ -124,10 +145,7 @@ class Chooser:
         return torch.tensor(list(values), device=self._device)[:, None]
 
     def _penalized(self, logits_BV: Tensor) -> Tensor:
-        if self._seen_BV is None:
-            self._seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
-            for place, prompt in enumerate(self._prompts):
-                self._seen_BV[place, prompt] = True
+        self._seen_BV = self._seen()
         penalty_B1 = self._penalty_B1
         return torch.where(
             self._seen_BV, torch.where(logits_BV < 0, logits_BV * penalty_B1, logits_BV / penalty_B1), logits_BV
@@ -144,7 +162,8 @@ class Chooser:
             p_DV = p_DV * (p_DV >= self._min_p_D1 * p_DV.amax(-1, keepdim=True))
         sum_DV = p_DV.cumsum(-1)
         total_D1 = sum_DV[:, -1:]
-        wanted_D1 = self._uniform_DT[:, self._word, None] * total_D1
+        word_D1 = self._words_B[self._places_D, None]
+        wanted_D1 = self._uniform_DT.gather(1, word_D1).to(self._device) * total_D1
         # Rounding may reach the total, which nothing passes: the last word of any probability is then meant.
         wanted_D1 = torch.minimum(wanted_D1, total_D1.nextafter(torch.zeros_like(total_D1)))
         return torch.searchsorted(sum_DV, wanted_D1, right=True)[:, 0]
