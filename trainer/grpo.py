@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -35,10 +36,12 @@ from trainer.objective import (
     ImportanceLevel,
     LossType,
     Objective,
+    RolloutCorrection,
     ScaleRewards,
     aggregate,
     group_advantages,
     groups_with_signal,
+    rollout_correction,
     token_losses,
 )
 from trainer.optimization import (
@@ -52,7 +55,8 @@ from trainer.optimization import (
 from trainer.preparation import check_first_batch, prepare, refresh, split, start_directory
 from trainer.progress import Progress, StopBetweenSteps
 from trainer.rewards import grade_completions, mean_figures
-from trainer.rollout import Sampling, Written, generate, write_seen_groups
+from trainer.rollout import Sampling, Written, generate
+from trainer.rollout_engines import Asked, OwnEngine, RolloutEngine, ServerEngine
 from trainer.seen_prompts import SeenPrompts, see
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
@@ -107,6 +111,22 @@ class GRPOConfig(TrainingConfig):
     """What advantages are divided by (TRL's default: group)."""
     reward: RewardWeights = field(default_factory=RewardWeights)
     """What a completion earns."""
+    use_vllm: bool = False
+    """A vLLM server writes the completions, the model itself otherwise (TRL's name; its server mode)."""
+    vllm_server_base_url: str = "http://127.0.0.1:8000"
+    """Where it listens. It serves `vllm_model_dir` and was started with VLLM_SERVER_DEV_MODE=1."""
+    vllm_model_dir: Path | None = None
+    """The directory it serves, which every update writes anew; None: `run_dir`/served."""
+    vllm_server_timeout: float = 240.0
+    """Seconds to wait for a reply, or for the server to be up (TRL's default)."""
+    vllm_importance_sampling_correction: bool = True
+    """Weigh what the server drew by the ratio of the model's probability to the server's (TRL's default)."""
+    vllm_importance_sampling_mode: RolloutCorrection = RolloutCorrection.TOKEN_TRUNCATE
+    """How the ratio is bounded (TRL's default: sequence_mask)."""
+    vllm_importance_sampling_clip_max: float = 3.0
+    """Its upper bound (TRL's default)."""
+    vllm_importance_sampling_clip_min: float | None = None
+    """Its lower bound; None: none (TRL's default)."""
     hard_cases: bool = True
     """Mine hard cases; false is plain GRPO."""
     mining: HardCaseConfig = field(default_factory=HardCaseConfig)
@@ -142,6 +162,17 @@ class GRPOConfig(TrainingConfig):
         require(
             self.epsilon_high is None or self.epsilon_high > 0,
             f"epsilon_high: expected more than 0, got {self.epsilon_high}",
+        )
+        require(
+            self.vllm_server_base_url.startswith(("http://", "https://")),
+            f"vllm_server_base_url: expected http:// or https://, got {self.vllm_server_base_url!r}",
+        )
+        require(
+            self.vllm_server_timeout > 0, f"vllm_server_timeout: expected more than 0, got {self.vllm_server_timeout}"
+        )
+        require(
+            self.vllm_importance_sampling_clip_max > 0,
+            f"vllm_importance_sampling_clip_max: expected more than 0, got {self.vllm_importance_sampling_clip_max}",
         )
         require(self.delta is None or self.delta > 1, f"delta: expected more than 1, got {self.delta}")
         require(self.beta >= 0, f"beta: expected 0 or more, got {self.beta:g}")
@@ -183,6 +214,8 @@ class Run:
     ranks: Ranks
     writer: Screener
     """What writes completions: the screener, or a whole copy of it where it is split among processes."""
+    engine: RolloutEngine
+    """Who drives it."""
     checked: bool = False
     """Whether the first batch was compared with repeated prompts."""
 
@@ -244,7 +277,11 @@ def build(config: GRPOConfig, ranks: Ranks = ALONE) -> Run:
         progress=Progress("hcm-grpo" if config.hard_cases else "grpo", shown=ranks.main),
         ranks=ranks,
         writer=writer,
+        engine=_engine(config),
     )
+    # A server may hold weights of an earlier run.
+    if config.use_vllm and ranks.main:
+        run.engine.take_weights(screener)
     if not checkpoint:
         check_start(run)
     directory.begin(config, "grpo", manifest.version_id, state)
@@ -284,7 +321,7 @@ def train_step(run: Run) -> dict[str, Any]:
     draws = run.hard_cases.draw_batch(config.prompts_per_step)
     records = [run.train_records[draw.record_id] for draw in draws]
     seen = see_records(run, records)
-    groups = write_groups(run, seen, len(records), seed=config.seed * 1_000_003 + run.state.step)
+    groups = write_groups(run, seen, records, seed=config.seed * 1_000_003 + run.state.step)
     grades = [
         grade_completions(record, [one.text for one in group], config.reward)
         for record, group in zip(records, groups, strict=True)
@@ -328,8 +365,8 @@ def see_records(run: Run, records: list[Record]) -> SeenPrompts:
         return see(run.screener, prompts, images, places, once=config.vision_once and not config.fsdp)
 
 
-def write_groups(run: Run, seen: SeenPrompts, count: int, seed: int) -> list[list[Written]]:
-    """A group of sampled completions for each of `count` prompts; each process writes its share, and all have all."""
+def write_groups(run: Run, seen: SeenPrompts, records: list[Record], seed: int) -> list[list[Written]]:
+    """A group of sampled completions for each record; each process writes its share, and all have all of them."""
     config = run.config
     sampling = Sampling(
         max_new_tokens=config.max_completion_length,
@@ -343,7 +380,11 @@ def write_groups(run: Run, seen: SeenPrompts, count: int, seed: int) -> list[lis
     run.writer.model.eval()
     seen = replace(seen, screener=run.writer)
     with computing(run.writer, config):
-        written = write_seen_groups(seen, run.ranks.share(range(count)), sampling, config.num_generations)
+        asked = [
+            Asked(place, make_example(records[place], PromptKind.ASK).prompt, run.images.of(records[place]))
+            for place in run.ranks.share(range(len(records)))
+        ]
+        written = run.engine.write(asked, seen, sampling, config.num_generations)
     return run.ranks.interleave(written)
 
 
@@ -404,6 +445,7 @@ def learn(
                 piece.advantages_R,
                 mask_RC,
                 reference_logp_RC=piece.reference_logprobs_RC,
+                weight_RC=_engine_weights(run, piece, old_logprobs[number], mask_RC),
             )
             loss = aggregate(
                 losses.loss_RC,
@@ -421,6 +463,10 @@ def learn(
         figures = dict(zip(totals, ranks.sum(list(totals.values())), strict=True))
         figures |= {"grad_norm": clip_and_step(run.optimizer, config.clip)}
     refresh(run.writer, run.screener)
+    if config.use_vllm:
+        if ranks.main:
+            run.engine.take_weights(run.screener)
+        ranks.gather(0)  # nobody asks before the server has the new weights
     return figures | {"logprob_gap": max(ranks.gather(_logprob_gap(written, old_logprobs)))}
 
 
@@ -432,6 +478,7 @@ class _Piece:
     groups: PrefixGroups
     advantages_R: Tensor
     reference_logprobs_RC: Tensor | None
+    written: list[Written]
 
 
 def _teaches(one: Written, config: GRPOConfig) -> bool:
@@ -455,7 +502,35 @@ def _pieces(
         branches = [[Branch([], groups[n][j].token_ids) for j in taught[n]] for n in some]
         packed = PrefixGroups(seen.select([places[n] for n in some]), branches)
         advantages_R = torch.cat([advantages_NG[n, taught[n]] for n in some])
-        yield _Piece([places[n] for n in some], packed, advantages_R, _reference_logprobs(run, packed))
+        written = [groups[n][j] for n in some for j in taught[n]]
+        yield _Piece([places[n] for n in some], packed, advantages_R, _reference_logprobs(run, packed), written)
+
+
+def _engine_weights(run: Run, piece: _Piece, old_logprobs_RC: Tensor, mask_RC: Tensor) -> Tensor | None:
+    """What another engine's words weigh in the loss; None for our own, which the model itself has drawn."""
+    config = run.config
+    if not (run.engine.corrected and config.vllm_importance_sampling_correction):
+        return None
+    said_RC = _logprobs_of_writing(piece.written, old_logprobs_RC.shape[1]).to(old_logprobs_RC.device)
+    return rollout_correction(
+        old_logprobs_RC,
+        said_RC,
+        mask_RC,
+        config.vllm_importance_sampling_mode,
+        clip_max=config.vllm_importance_sampling_clip_max,
+        clip_min=config.vllm_importance_sampling_clip_min,
+    )
+
+
+def _logprobs_of_writing(written: list[Written], longest: int) -> Tensor:
+    return torch.tensor([[*one.logprobs, *[0.0] * (longest - len(one.logprobs))] for one in written])
+
+
+def _engine(config: GRPOConfig) -> RolloutEngine:
+    if not config.use_vllm:
+        return OwnEngine()
+    directory = config.vllm_model_dir or config.run_dir / "served"
+    return ServerEngine(config.vllm_server_base_url, directory, config.vllm_server_timeout)
 
 
 @torch.no_grad()
@@ -526,7 +601,7 @@ def check_start(run: Run) -> None:
     grades: list[list[Grade]] = []
     for at in range(0, len(records), config.prompts_per_step):
         some = records[at : at + config.prompts_per_step]
-        groups = write_groups(run, see_records(run, some), len(some), seed=config.seed)
+        groups = write_groups(run, see_records(run, some), some, seed=config.seed)
         for record, group in zip(some, groups, strict=True):
             grades.append(grade_completions(record, [one.text for one in group], config.reward))
     flat = [(grade, record) for record, earned in zip(records, grades, strict=True) for grade in earned]
@@ -578,11 +653,10 @@ def _logprob_gap(written: list[Written], scored: list[Tensor]) -> float:
     """Largest difference between the log-probabilities of writing and of learning: large means one of them is wrong."""
     gap, at = 0.0, 0
     for logprobs_RC in scored:
-        some = [one.logprobs for one in written[at : at + len(logprobs_RC)]]
+        some = written[at : at + len(logprobs_RC)]
         at += len(logprobs_RC)
-        longest = logprobs_RC.shape[1]
-        said_RC = torch.tensor([[*logprobs, *[0.0] * (longest - len(logprobs))] for logprobs in some])
         # Behind the written ones may come what only fills up a round of split weights.
         if some:
+            said_RC = _logprobs_of_writing(some, logprobs_RC.shape[1])
             gap = max(gap, float((logprobs_RC[: len(some)].cpu() - said_RC).abs().max()))
     return gap
