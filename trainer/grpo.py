@@ -303,14 +303,12 @@ def learn(
     }
     mine = list(range(len(records))) if mine is None else mine
     advantages_NG = advantages_NG.to(run.screener.device)
-    scale = 1
-    if config.fsdp:
-        # Split weights want equally many passes in every process, and average what is to be added up.
-        scale = run.ranks.count
-        rounds = run.ranks.most(-(-len(mine) // config.groups_per_forward))
+    own = -(-len(mine) // config.groups_per_forward)
+    # Split weights want equally many passes in every process, and average what is to be added up.
+    rounds, scale = (run.ranks.most(own), run.ranks.count) if config.fsdp else (own, 1)
     pieces = list(_pieces(run, [records[n] for n in mine], [groups[n] for n in mine], advantages_NG[mine]))
-    if config.fsdp:
-        pieces += list(_pieces(run, records[:1], groups[:1], 0 * advantages_NG[:1])) * (rounds - len(pieces))
+    for _ in range(rounds - own):
+        pieces.extend(_pieces(run, records[:1], groups[:1], advantages_NG[:1]))
     if config.self_check and not run.checked and pieces:
         check_first_batch(run.screener, config, pieces[0].groups)
         run.checked = True
@@ -335,18 +333,20 @@ def learn(
             if piece.reference_logprobs_RC is not None:
                 kl_RC = kl_estimate(scored.logprobs, piece.reference_logprobs_RC)
                 per_token_RC = per_token_RC + config.beta * kl_RC
-                totals["kl"] += float((kl_RC.detach() * mask_RC).sum()) / whole["tokens"]
+                totals["kl"] += float((kl_RC.detach() * mask_RC).sum()) / whole["tokens"] * (place < own)
             loss = aggregate(
                 per_token_RC, mask_RC, config.loss_type, max_completion_length=config.max_completion_length, **whole
             )
-            (loss * scale).backward()
+            (loss * (scale if place < own else 0)).backward()
+            if place >= own:
+                continue  # a pass that other processes wait for
             totals["loss"] += float(loss.detach())
             totals["clipped"] += float((clipped_RC * mask_RC).sum()) / whole["tokens"]
         run.ranks.add_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
         figures = dict(zip(totals, run.ranks.sum(list(totals.values())), strict=True))
         figures |= {"grad_norm": clip_and_step(run.optimizer, config.clip)}
     refresh(run.writer, run.screener)
-    gap = _logprob_gap([groups[n] for n in mine], old_logprobs)
+    gap = _logprob_gap([groups[n] for n in mine], old_logprobs[:own])
     return figures | {"logprob_gap": max(run.ranks.gather(gap))}
 
 
