@@ -337,7 +337,7 @@ def learn(
             loss = aggregate(
                 per_token_RC, mask_RC, config.loss_type, max_completion_length=config.max_completion_length, **whole
             )
-            (loss * (scale if place < own else 0)).backward()
+            (loss * (scale if place < own else 0)).backward()  # type: ignore[no-untyped-call]
             if place >= own:
                 continue  # a pass that other processes wait for
             totals["loss"] += float(loss.detach())

@@ -279,7 +279,7 @@ def evaluate(run: Run) -> dict[str, float]:
     if not run.validation_samples:
         return {}
     run.screener.model.eval()
-    loss, tokens, written, records = 0.0, 0, 0, 0
+    loss = tokens = written = records = 0.0
     mine, size = run.ranks.share(run.validation_samples), run.config.batch_samples
     rounds = run.ranks.most(-(-len(mine) // size)) if run.config.fsdp else -(-len(mine) // size)
     for number in range(rounds):

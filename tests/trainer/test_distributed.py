@@ -81,7 +81,9 @@ def one_process(command: str, settings: list[str], run_dir: Path) -> dict[str, t
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
 @pytest.mark.parametrize("command", ["sft", "grpo"])
-def test_two_processes_end_where_one_does(command: str, fsdp: bool, given: list[str], home: Path, tmp_path: Path) -> None:
+def test_two_processes_end_where_one_does(
+    command: str, fsdp: bool, given: list[str], home: Path, tmp_path: Path
+) -> None:
     settings = [*given, *SETTINGS[command]]
     alone = one_process(command, settings, home / f"{command}-alone")
     start = load_file(home / "start" / "model.safetensors")
@@ -104,7 +106,9 @@ def test_two_processes_end_where_one_does(command: str, fsdp: bool, given: list[
 
 
 def test_split_weights_want_several_processes(tmp_path: Path) -> None:
-    config = load_config(SFTConfig, None, ["export_dir=e", "model_dir=m", f"run_dir={tmp_path}", "steps=1", "fsdp=true"])
+    config = load_config(
+        SFTConfig, None, ["export_dir=e", "model_dir=m", f"run_dir={tmp_path}", "steps=1", "fsdp=true"]
+    )
     with pytest.raises(ConfigRefused, match="torchrun"), joined_ranks(config):
         pass
 

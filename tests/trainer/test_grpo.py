@@ -15,19 +15,13 @@ from tests.trainer.conftest import make_screener, teach_the_form
 from trainer import grpo
 from trainer.checkpoint import RunDirectory
 from trainer.config import ConfigRefused, load_config
-from trainer.contract.answers import format_completion
-from trainer.contract.dimensions import Dimension, Polarity, Split
-from trainer.contract.prompts import PromptKind
-from trainer.contract.scores import all_answers
-from trainer.data import completion_ids, encode_prompts, make_example, read_split
+from trainer.contract.dimensions import Dimension
 from trainer.grpo import GRPOConfig, Run, StartRefused
 from trainer.hard_cases import HardCaseConfig
-from trainer.images import ImageStore
 from trainer.model import load_screener, save_screener
 from trainer.objective import LossType
 from trainer.optimization import set_learning_rate
 from trainer.rewards import grade_completions
-from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 SHADOW = (Dimension.PHYSICAL_SHADOW,)
 
