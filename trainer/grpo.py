@@ -30,6 +30,7 @@ from trainer.distributed import ALONE, Ranks, joined_ranks
 from trainer.hard_cases import HardCaseConfig, HardCaseMode, HardCases
 from trainer.images import ImageStore
 from trainer.lora import adapter_disabled
+from trainer.memory import announce, estimate, load_of, naming_what_to_lower
 from trainer.model import Screener, load_screener
 from trainer.objective import (
     LossType,
@@ -49,7 +50,7 @@ from trainer.optimization import (
     training_screener_dtype,
 )
 from trainer.preparation import check_first_batch, prepare, refresh, split, start_directory
-from trainer.progress import Progress, StopBetweenSteps
+from trainer.progress import Progress, StopBetweenSteps, told_pace
 from trainer.rewards import grade_completions, mean_figures
 from trainer.rollout import Sampling, Written, generate
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
@@ -144,6 +145,8 @@ class Run:
     """What writes completions: the screener, or a whole copy of it where it is split among processes."""
     checked: bool = False
     """Whether the first batch was compared with repeated prompts."""
+    told_pace: bool = False
+    """Whether this sitting has said how long a step takes."""
 
 
 def main(config: GRPOConfig) -> None:
@@ -199,10 +202,40 @@ def build(config: GRPOConfig, ranks: Ranks = ALONE) -> Run:
         ranks=ranks,
         writer=writer,
     )
+    announce_memory(run)
     if not checkpoint:
         check_start(run)
     directory.begin(config, "grpo", manifest.version_id, state)
     return run
+
+
+def announce_memory(run: Run) -> None:
+    """Say what a step will need, from the shapes of the first records and the longest completions."""
+    config = run.config
+    records = list(run.train_records.values())[: config.groups_per_forward]
+    prompts = _encode(run, records)
+    longest = config.num_generations * config.max_completion_length
+    share = -(-config.prompts_per_step // run.ranks.count)
+    load = load_of(
+        run.screener,
+        prompts,
+        len(records) * longest,
+        len(records) * longest,
+        share * (int(prompts.lengths.max()) + longest),
+    )
+    copies = (run.reference is not None) + (run.writer is not run.screener)
+    found = estimate(run.screener, config, load, processes=run.ranks.count, copies=copies)
+    for line in announce(run.screener, found, _lower(config)):
+        run.progress.say(line)
+
+
+def _lower(config: GRPOConfig) -> str:
+    """What to set where a step does not fit."""
+    if config.groups_per_forward > 1:
+        return f"lower groups_per_forward (now {config.groups_per_forward})"
+    if not config.gradient_checkpointing:
+        return "set gradient_checkpointing=true"
+    return "lower image_max_side or max_completion_length, or train an adapter (lora.r=16)"
 
 
 def train(run: Run) -> None:
@@ -211,6 +244,9 @@ def train(run: Run) -> None:
     with StopBetweenSteps() as stop:
         while not run.ranks.any(run.budget.over):
             figures = train_step(run)
+            if not run.told_pace:
+                run.told_pace = True
+                run.progress.say(told_pace(figures["seconds"], run.budget))
             state.step += 1
             run.budget.done_steps = state.step
             state.seconds = run.budget.seconds
@@ -237,7 +273,10 @@ def train_step(run: Run) -> dict[str, Any]:
     began = time.monotonic()
     draws = run.hard_cases.draw_batch(config.prompts_per_step)
     records = [run.train_records[draw.record_id] for draw in draws]
-    groups = write_groups(run, records, seed=config.seed * 1_000_003 + run.state.step)
+    writing = f"writing completions in step {run.state.step + 1}"
+    fewer = f"lower prompts_per_step (now {config.prompts_per_step}) or max_completion_length"
+    with naming_what_to_lower(writing, fewer, run.directory):
+        groups = write_groups(run, records, seed=config.seed * 1_000_003 + run.state.step)
     grades = [
         grade_completions(record, [one.text for one in group], config.reward)
         for record, group in zip(records, groups, strict=True)
@@ -251,7 +290,8 @@ def train_step(run: Run) -> dict[str, Any]:
     if live := signal_N.nonzero()[:, 0].tolist():
         advantages_NG = group_advantages(rewards_NG, config.scale_rewards)
         mine = [place for place, n in enumerate(live) if n % run.ranks.count == run.ranks.rank]
-        learnt = learn(run, [records[n] for n in live], [groups[n] for n in live], advantages_NG[live], mine)
+        with naming_what_to_lower(f"learning in step {run.state.step + 1}", _lower(config), run.directory):
+            learnt = learn(run, [records[n] for n in live], [groups[n] for n in live], advantages_NG[live], mine)
     seconds = time.monotonic() - began
     return {
         **mean_figures([grade for earned in grades for grade in earned]),
