@@ -211,15 +211,15 @@ def _put(tree: dict[str, Any], override: str) -> None:
 
 def _build(kind: type[C], tree: dict[str, Any], prefix: str) -> C:
     hints = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
     for name in tree:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
             raise ConfigRefused(f"there is no setting {prefix}{name}{hint}")
-    for field in fields(kind):  # type: ignore[arg-type]
-        if field.default is MISSING and field.default_factory is MISSING and field.name not in tree:
-            raise ConfigRefused(f"setting {prefix}{field.name} is missing: expected {_expected(hints[field.name])}")
+    for one in fields(kind):  # type: ignore[arg-type]
+        if one.default is MISSING and one.default_factory is MISSING and one.name not in tree:
+            raise ConfigRefused(f"setting {prefix}{one.name} is missing: expected {_expected(hints[one.name])}")
     values = {name: _convert(value, hints[name], prefix + name) for name, value in tree.items()}
     try:
         return kind(**values)

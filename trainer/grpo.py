@@ -26,11 +26,12 @@ from trainer.contract.exports import ExportRefused, read_manifest
 from trainer.contract.prompts import PromptKind
 from trainer.contract.records import Record
 from trainer.contract.scores import Grade, RewardWeights, ScoreVariant, chance_levels
-from trainer.data import make_example, read_split
+from trainer.data import encode_prompts, make_example, read_split
 from trainer.distributed import ALONE, Ranks, joined_ranks
 from trainer.hard_cases import HardCaseConfig, HardCaseMode, HardCases
 from trainer.images import ImageStore
 from trainer.lora import adapter_disabled
+from trainer.memory import announce, estimate, load_of, naming_what_to_lower
 from trainer.model import Screener, load_screener
 from trainer.objective import (
     ImportanceLevel,
@@ -53,7 +54,7 @@ from trainer.optimization import (
     training_screener_dtype,
 )
 from trainer.preparation import check_first_batch, prepare, refresh, split, start_directory
-from trainer.progress import Progress, StopBetweenSteps
+from trainer.progress import Progress, StopBetweenSteps, told_pace
 from trainer.rewards import grade_completions, mean_figures
 from trainer.rollout import Sampling, Written, generate
 from trainer.rollout_engines import Asked, OwnEngine, RolloutEngine, ServerEngine
@@ -218,6 +219,8 @@ class Run:
     """Who drives it."""
     checked: bool = False
     """Whether the first batch was compared with repeated prompts."""
+    told_pace: bool = False
+    """Whether this sitting has said how long a step takes."""
 
     @property
     def frozen_vision(self) -> bool:
@@ -282,10 +285,43 @@ def build(config: GRPOConfig, ranks: Ranks = ALONE) -> Run:
     # A server may hold weights of an earlier run.
     if config.use_vllm and ranks.main:
         run.engine.take_weights(screener)
+    announce_memory(run)
     if not checkpoint:
         check_start(run)
     directory.begin(config, "grpo", manifest.version_id, state)
     return run
+
+
+def announce_memory(run: Run) -> None:
+    """Say what a step will need, from the shapes of the first records and the longest completions."""
+    config = run.config
+    records = list(run.train_records.values())[: config.groups_per_forward]
+    asked = [make_example(record, PromptKind.ASK).prompt for record in records]
+    prompts = encode_prompts(run.screener, asked, [run.images.of(record) for record in records])
+    longest = config.num_generations * config.max_completion_length
+    share = -(-config.prompts_per_step // run.ranks.count)
+    load = load_of(
+        run.screener,
+        prompts,
+        len(records) * longest,
+        len(records) * longest,
+        share * (int(prompts.lengths.max()) + longest),
+    )
+    copies = (run.reference is not None) + (run.writer is not run.screener)
+    found = estimate(run.screener, config, load, processes=run.ranks.count, copies=copies)
+    for line in announce(run.screener, found, _lower(config)):
+        run.progress.say(line)
+
+
+def _lower(config: GRPOConfig) -> str:
+    """What to set where a step does not fit."""
+    if config.groups_per_forward > 1:
+        return f"lower groups_per_forward (now {config.groups_per_forward})"
+    if config.vision_once:
+        return "set vision_once=false"
+    if not config.gradient_checkpointing:
+        return "set gradient_checkpointing=true"
+    return "lower image_max_side or max_completion_length, or train an adapter (lora.r=16)"
 
 
 def train(run: Run) -> None:
@@ -294,6 +330,9 @@ def train(run: Run) -> None:
     with StopBetweenSteps() as stop:
         while not run.ranks.any(run.budget.over):
             figures = train_step(run)
+            if not run.told_pace:
+                run.told_pace = True
+                run.progress.say(told_pace(figures["seconds"], run.budget))
             state.step += 1
             run.budget.done_steps = state.step
             state.seconds = run.budget.seconds
@@ -320,8 +359,11 @@ def train_step(run: Run) -> dict[str, Any]:
     began = time.monotonic()
     draws = run.hard_cases.draw_batch(config.prompts_per_step)
     records = [run.train_records[draw.record_id] for draw in draws]
-    seen = see_records(run, records)
-    groups = write_groups(run, seen, records, seed=config.seed * 1_000_003 + run.state.step)
+    writing = f"writing completions in step {run.state.step + 1}"
+    fewer = f"lower prompts_per_step (now {config.prompts_per_step}) or max_completion_length, or set vision_once=false"
+    with naming_what_to_lower(writing, fewer, run.directory):
+        seen = see_records(run, records)
+        groups = write_groups(run, seen, records, seed=config.seed * 1_000_003 + run.state.step)
     grades = [
         grade_completions(record, [one.text for one in group], config.reward)
         for record, group in zip(records, groups, strict=True)
@@ -335,7 +377,8 @@ def train_step(run: Run) -> dict[str, Any]:
     if live := signal_N.nonzero()[:, 0].tolist():
         advantages_NG = group_advantages(rewards_NG, config.scale_rewards)
         tokens = sum(len(one.token_ids) for group in groups for one in group if _teaches(one, config))
-        learnt = learn(run, seen, live, [groups[n] for n in live], advantages_NG[live], tokens)
+        with naming_what_to_lower(f"learning in step {run.state.step + 1}", _lower(config), run.directory):
+            learnt = learn(run, seen, live, [groups[n] for n in live], advantages_NG[live], tokens)
     seconds = time.monotonic() - began
     return {
         **mean_figures([grade for earned in grades for grade in earned]),
@@ -414,13 +457,13 @@ def learn(
         # Each process takes the mean over its own tokens, and the mean of these is taken.
         whole["tokens"] = sum(len(one.token_ids) for one in written) * ranks.count
     advantages_NG = advantages_NG.to(run.screener.device)
-    scale = 1
     pieces = list(_pieces(run, seen, [places[n] for n in mine], [groups[n] for n in mine], advantages_NG[mine]))
+    own, scale = len(pieces), 1
     if config.fsdp:
         # Split weights want equally many passes in every process, and average what is to be added up.
         scale = ranks.count
-        filling = list(_pieces(run, seen, places[:1], groups[:1], 0 * advantages_NG[:1], every=True))
-        pieces += filling * (ranks.most(len(pieces)) - len(pieces))
+        filling = list(_pieces(run, seen, places[:1], groups[:1], advantages_NG[:1], every=True))
+        pieces += filling * (ranks.most(own) - own)
     if config.self_check and not run.checked and pieces:
         check_first_batch(run.screener, config, pieces[0].groups)
         run.checked = True
@@ -454,7 +497,9 @@ def learn(
                 max_completion_length=config.max_completion_length,
                 **whole,
             )
-            (loss * scale).backward()
+            (loss * (scale if number < own else 0)).backward()  # type: ignore[no-untyped-call]
+            if number >= own:
+                continue  # a pass that other processes wait for
             totals["loss"] += float(loss.detach())
             totals["clipped"] += float((losses.clipped_RC * mask_RC).sum()) / whole["tokens"]
             if losses.kl_RC is not None:
@@ -467,7 +512,7 @@ def learn(
         if ranks.main:
             run.engine.take_weights(run.screener)
         ranks.gather(0)  # nobody asks before the server has the new weights
-    return figures | {"logprob_gap": max(ranks.gather(_logprob_gap(written, old_logprobs)))}
+    return figures | {"logprob_gap": max(ranks.gather(_logprob_gap(written, old_logprobs[:own])))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -655,8 +700,6 @@ def _logprob_gap(written: list[Written], scored: list[Tensor]) -> float:
     for logprobs_RC in scored:
         some = written[at : at + len(logprobs_RC)]
         at += len(logprobs_RC)
-        # Behind the written ones may come what only fills up a round of split weights.
-        if some:
-            said_RC = _logprobs_of_writing(some, logprobs_RC.shape[1])
-            gap = max(gap, float((logprobs_RC[: len(some)].cpu() - said_RC).abs().max()))
+        said_RC = _logprobs_of_writing(some, logprobs_RC.shape[1])
+        gap = max(gap, float((logprobs_RC.cpu() - said_RC).abs().max()))
     return gap

@@ -11,23 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.conftest import make_screener
+from tests.trainer.conftest import make_screener, teach_the_form
 from trainer import grpo
 from trainer.checkpoint import RunDirectory
 from trainer.config import ConfigRefused, load_config
-from trainer.contract.answers import format_completion
-from trainer.contract.dimensions import Dimension, Polarity, Split
-from trainer.contract.prompts import PromptKind
-from trainer.contract.scores import all_answers
-from trainer.data import completion_ids, encode_prompts, make_example, read_split
+from trainer.contract.dimensions import Dimension
 from trainer.grpo import GRPOConfig, Run, StartRefused
 from trainer.hard_cases import HardCaseConfig
-from trainer.images import ImageStore
 from trainer.model import load_screener, save_screener
 from trainer.objective import LossType
 from trainer.optimization import set_learning_rate
 from trainer.rewards import grade_completions
-from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 SHADOW = (Dimension.PHYSICAL_SHADOW,)
 
@@ -44,21 +38,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Path:
     if directory.exists():
         return directory
     screener = make_screener(tmp_path_factory.mktemp("new"))
-    records = read_split(export, Split.TRAIN, SHADOW, Polarity.ACCEPTABLE)[:4]
-    images = ImageStore(screener, export)
-    batch = encode_prompts(
-        screener,
-        [make_example(record, PromptKind.ASK).prompt for record in records],
-        [images.of(record) for record in records],
-    )
-    said = [Branch([], completion_ids(screener, format_completion("", answer))) for answer in all_answers(4)]
-    optimizer = torch.optim.AdamW(screener.model.parameters(), lr=4e-3)
-    for _ in range(60):
-        scored = completion_logprobs(screener, PrefixGroups(batch, [said] * len(records)))
-        (-scored.logprobs.sum() / scored.mask.sum()).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(screener.model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    teach_the_form(screener, export, SHADOW)
     save_screener(screener, directory)
     return directory
 
