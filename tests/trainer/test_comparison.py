@@ -158,14 +158,15 @@ def test_directories_and_endpoints_stand_in_one_table(
 
 def test_what_was_answered_is_not_asked_again(export: Path, judge: Judge, tmp_path: Path) -> None:
     said = '{"choices": [{"message": {"content": "<answer>A</answer>"}}]}'
-    judge.script = [(200, {}, said) for _ in range(5)] + [(401, {}, "no") for _ in range(99)]
+    judge.script = [(200, {}, said)] * 5
+    judge.always = (401, {}, "no")
     config = settings(export, tmp_path, endpoint=asked_of(judge, concurrency=1))
     with pytest.raises(EndpointFailed, match=r"HTTP 401 no; 5 of 12 answers are kept: the same command goes on"):
         evaluate.evaluate(config)
     kept = (tmp_path / "compared" / "answers.jsonl").read_text()
     # Killed while it wrote a row: the half row is dropped.
     (tmp_path / "compared" / "answers.jsonl").write_text(kept + '{"record_id": "s0')
-    judge.script, judge.asked = [], []
+    judge.always, judge.asked = None, []
     report = evaluate.evaluate(config)
     assert len(judge.asked) == 7
     assert report["records"] == 12
