@@ -133,11 +133,20 @@ def draw_comparison(comparison: Mapping[str, Any], path: Path) -> bool:
         colors="grey", linestyles="dashed", label="best constant answer",
     )  # fmt: skip
     axes.set_xticks(list(places), [name.replace("_", "\n") for name in names])
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.03)
     axes.set_ylabel("exact match, 95 % interval")
     axes.set_title(f"{comparison['records']} records, {comparison['split']} split", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda place: labels[place] not in [model["name"] for model in models])
+    axes.legend(
+        [handles[place] for place in order],
+        [labels[place] for place in order],
+        fontsize=8,
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+    )
     figure.savefig(path, dpi=130)
     return True
 
