@@ -237,7 +237,7 @@ class _Bench:
         learn()
         peak = torch.cuda.max_memory_allocated()
         self.optimizer.zero_grad(set_to_none=True)
-        return (peak - sum(held.values())) / 2**30
+        return float(peak - sum(held.values())) / 2**30
 
     def flops(self) -> float:
         """What the shared training pass has to compute, forward and twice that backward: products and attention.

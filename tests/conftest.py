@@ -1,7 +1,7 @@
 """What every test may use, and what is skipped, with its reason, where a program is missing.
 
-WINNOW_REQUIRE lists programs (postgresql, chromium, torch, trl) whose absence is a failure instead: .ci/run sets it, so that
-nothing is left untested there without anybody noticing.
+WINNOW_REQUIRE lists programs (postgresql, chromium, torch, trl) whose absence is a failure instead: .ci/run sets it, so
+that nothing is left untested there without anybody noticing.
 """
 
 import importlib.util

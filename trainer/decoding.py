@@ -347,7 +347,8 @@ class _Norm:
     def __call__(self, x: Tensor) -> Tensor:
         wide = x.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        return (wide / torch.hypot(length, self._floor) * self._weight).to(x.dtype)
+        out: Tensor = (wide / torch.hypot(length, self._floor) * self._weight).to(x.dtype)
+        return out
 
 
 def _stacked(ours: Tensor, theirs: Tensor, longest: int) -> Tensor:

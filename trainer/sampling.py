@@ -77,7 +77,7 @@ class Chooser:
         scaled_BV = logits_BV if self._divisor_B1 is None else logits_BV / self._divisor_B1
         p_BV = scaled_BV.softmax(-1)
         if self._penalty_B1 is not None:
-            scaled_BV = self._penalized(logits_BV)
+            scaled_BV = self._penalized(logits_BV, self._penalty_B1)
             if self._divisor_B1 is not None:
                 scaled_BV = scaled_BV / self._divisor_B1
         if self._drawing_D is None:
@@ -144,9 +144,8 @@ class Chooser:
             return None
         return torch.tensor(list(values), device=self._device)[:, None]
 
-    def _penalized(self, logits_BV: Tensor) -> Tensor:
+    def _penalized(self, logits_BV: Tensor, penalty_B1: Tensor) -> Tensor:
         self._seen_BV = self._seen()
-        penalty_B1 = self._penalty_B1
         return torch.where(
             self._seen_BV, torch.where(logits_BV < 0, logits_BV * penalty_B1, logits_BV / penalty_B1), logits_BV
         )

@@ -165,9 +165,8 @@ def require_equal(case: Case, objective: Objective, cut: int = 0, mode: RolloutC
 
 
 def objective(loss_type: LossType = LossType.GRPO, **fields: Any) -> Objective:
-    return Objective(
-        **({"loss_type": loss_type, "max_completion_length": ROOM, "epsilon": 0.2, "epsilon_high": 0.28} | fields)
-    )
+    given: dict[str, Any] = {"loss_type": loss_type, "max_completion_length": ROOM, "epsilon": 0.2}
+    return Objective(**(given | {"epsilon_high": 0.28} | fields))
 
 
 @pytest.mark.parametrize("level", list(ImportanceLevel))

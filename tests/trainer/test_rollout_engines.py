@@ -22,6 +22,7 @@ from trainer.contract.dimensions import Dimension
 from trainer.contract.prompts import Picture, Prompt, PromptKind, Text
 from trainer.data import encode_prompts
 from trainer.grpo import GRPOConfig, Run
+from trainer.images import ImageTensor
 from trainer.model import Screener, load_screener, save_screener
 from trainer.rollout import Sampling, generate
 from trainer.rollout_engines import EngineFailed
@@ -43,7 +44,7 @@ class Server(ThreadingHTTPServer):
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         parts: list[Text | Picture] = []
-        images = []
+        images: list[ImageTensor] = []
         for part in body["messages"][0]["content"]:
             if part["type"] == "text":
                 parts.append(Text(part["text"]))
