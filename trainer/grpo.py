@@ -213,7 +213,8 @@ def announce_memory(run: Run) -> None:
     """Say what a step will need, from the shapes of the first records and the longest completions."""
     config = run.config
     records = list(run.train_records.values())[: config.groups_per_forward]
-    prompts = _encode(run, records)
+    asked = [make_example(record, PromptKind.ASK).prompt for record in records]
+    prompts = encode_prompts(run.screener, asked, [run.images.of(record) for record in records])
     longest = config.num_generations * config.max_completion_length
     share = -(-config.prompts_per_step // run.ranks.count)
     load = load_of(
