@@ -1,7 +1,7 @@
 """What a run will need before it starts, and one line that names the setting to lower when memory runs out.
 
-The estimate is arithmetic on shapes: weights, gradients, the optimizer's two moments, the activations of one packed row,
-and the keys and values of completions being written. It leaves out what libraries keep for themselves. Ours.
+The estimate is arithmetic on shapes: weights, gradients, the optimizer's two moments, the activations of one packed
+row, and the keys and values of completions being written. It leaves out what libraries keep for themselves. Ours.
 Not here: measuring (benchmarks/).
 
 Shapes in formulas: H hidden width, I width of the feed-forward layer, D head size, V vocabulary.
@@ -177,8 +177,8 @@ def _patches(screener: Screener, prompts: PromptBatch) -> int:
     if prompts.image_grid_thw is not None:
         return int(prompts.image_grid_thw.prod(-1).sum())
     images, _, height, width = prompts.pixel_values.shape
-    patch = screener.model.config.vision_config.patch_size
-    return int(images) * (int(height) // patch[0] * (int(width) // patch[1]) + 1)
+    down, across = (int(side) for side in screener.model.config.vision_config.patch_size)
+    return int(images) * ((int(height) // down) * (int(width) // across) + 1)
 
 
 def _head_size(text: Any) -> int:

@@ -13,7 +13,8 @@ Shapes: N heads, P tokens of a head, B branches still going, V vocabulary, H hid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -37,6 +38,7 @@ __all__ = [
     "Written",
     "choose_threads",
     "generate",
+    "one_thread_if_small",
     "reseeded",
     "write_completions",
     "write_seen_groups",
@@ -88,8 +90,26 @@ def choose_threads(screener: Screener, threads: int) -> None:
     """
     if threads:
         torch.set_num_threads(threads)
-    elif screener.device.type == "cpu" and sum(weight.numel() for weight in screener.model.parameters()) < _SMALL:
+    elif _is_small(screener):
         torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def one_thread_if_small(screener: Screener) -> Iterator[None]:
+    """Inside, a small model on a CPU decodes in one thread; learning has all of them again."""
+    before = torch.get_num_threads()
+    if before == 1 or not _is_small(screener):
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _is_small(screener: Screener) -> bool:
+    return screener.device.type == "cpu" and sum(weight.numel() for weight in screener.model.parameters()) < _SMALL
 
 
 def generate(
@@ -137,7 +157,7 @@ def write_seen_groups(
         [Wanted([], reseeded(sampling, place * num_generations + j)) for j in range(num_generations)]
         for place in places
     ]
-    with seen.shown(places, graph=False):
+    with seen.shown(places, graph=False), one_thread_if_small(seen.screener):
         written = write_completions(seen.screener, seen.select(places), wanted)
     return [written[at : at + num_generations] for at in range(0, len(written), num_generations)]
 
