@@ -342,7 +342,8 @@ def _processor(screener: Screener) -> Any:
         def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
             patches = int(image_inputs["image_grid_thw"][image_idx].prod())
             placeholder: str = self.image_token
-            return placeholder * (patches // self.image_processor.merge_size**2)
+            merge = int(self.image_processor.merge_size)
+            return placeholder * (patches // merge**2)
 
     screener.tokenizer.padding_side = "left"
     return ImageProcessor(screener.image_processor, screener.tokenizer, screener.tokenizer.chat_template)

@@ -219,7 +219,7 @@ def _build(kind: type[C], tree: dict[str, Any], prefix: str) -> C:
             raise ConfigRefused(f"there is no setting {prefix}{name}{hint}")
     for one in fields(kind):  # type: ignore[arg-type]
         if one.default is MISSING and one.default_factory is MISSING and one.name not in tree:
-            raise ConfigRefused(f"setting {prefix}{one.name} is missing: expected {expected(hints[one.name])}")
+            raise ConfigRefused(f"setting {prefix}{one.name} is missing: expected {_expected(hints[one.name])}")
     values = {name: _convert(value, hints[name], prefix + name) for name, value in tree.items()}
     try:
         return kind(**values)
@@ -275,21 +275,25 @@ def _scalar(value: Any, hint: Any, name: str) -> Any:
     raise _wrong(value, hint, name)
 
 
-def _wrong(value: Any, hint: Any, name: str) -> ConfigRefused:
-    shown = value.text if isinstance(value, _Typed) else value
-    return ConfigRefused(f"{name}: expected {expected(hint)}, found {shown!r}")
-
-
 def expected(hint: Any) -> str:
     """What a value of a type looks like, in words."""
+    return _expected(hint)
+
+
+def _wrong(value: Any, hint: Any, name: str) -> ConfigRefused:
+    shown = value.text if isinstance(value, _Typed) else value
+    return ConfigRefused(f"{name}: expected {_expected(hint)}, found {shown!r}")
+
+
+def _expected(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     origin, options = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(options)
     if origin in (Union, types.UnionType):
-        return " or ".join(expected(option) for option in options if option is not types.NoneType) + " or none"
+        return " or ".join(_expected(option) for option in options if option is not types.NoneType) + " or none"
     if origin is tuple:
-        return f"a list, each {expected(options[0])}"
+        return f"a list, each {_expected(options[0])}"
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return "one of " + ", ".join(hint)
     return names.get(hint, "a group of settings")

@@ -26,13 +26,13 @@ from trainer.config import Refused, require, settings_json
 from trainer.confusion import confusion, hard_records, letter_counts
 from trainer.contract.answers import Answer
 from trainer.contract.dimensions import DIMENSIONS, Dimension, Polarity, Split
-from trainer.contract.exports import MANIFEST, read_manifest, read_records
+from trainer.contract.exports import MANIFEST, ExportRefused, read_manifest, read_records
 from trainer.contract.prompts import PROMPT_VERSIONS, PromptKind
 from trainer.contract.records import Record
 from trainer.contract.scores import ScoreVariant, all_answers, chance_levels
 from trainer.data import make_example, read_split
 from trainer.endpoint import EndpointConfig, EndpointFailed, RequestRefused, ask_endpoint
-from trainer.images import ImageStore
+from trainer.images import ImageStore, read_image
 from trainer.model import load_screener
 from trainer.predictions import (
     ANSWERS,
@@ -118,6 +118,8 @@ class EvaluateConfig:
     """What was trained on, to look for shared images. None: what the run directories say, and `export_dir`."""
     contamination: Literal["report", "refuse"] = "report"
     """What to do when images were trained on: say so, or stop before anything is asked."""
+    same_pixels: bool = False
+    """Find trained images by their pixels too, whatever file they are in. Decodes every image of the train split."""
     resamples: int = 2000
     """Bootstrap resamples behind every interval."""
     seed: int = 0
@@ -390,7 +392,8 @@ def contamination(config: EvaluateConfig, subject: ComparedModel, records: Seque
     exports = [config.train_export_dir] if config.train_export_dir else [config.export_dir]
     if not config.train_export_dir and subject.model_dir:
         exports += [path for path in _training_exports(subject.model_dir) if path.resolve() != exports[0].resolve()]
-    found = sorted({sha256 for export in exports for sha256 in shared_images(records, export)})
+    pixels_in = config.export_dir if config.same_pixels else None
+    found = sorted({one for export in exports for one in shared_images(records, export, pixels_in=pixels_in)})
     seen = set(found)
     shown = [record.id for record in records if any(image.sha256 in seen for image in record.images)]
     return {"count": len(found), "sha256": found[:20], "exports": [str(path) for path in exports], "records": shown}
@@ -479,11 +482,34 @@ def beats_constant(predictions: Sequence[Prediction], *, resamples: int = 2000, 
     return mean_interval(differences, [one.sample_id for one in predictions], resamples=resamples, seed=seed)
 
 
-def shared_images(records: Sequence[Record], train_export_dir: Path) -> list[str]:
-    """The sha256 of images of `records` that train records of an export also show, sorted."""
-    trained = {image.sha256 for record in read_records(train_export_dir, Split.TRAIN) for image in record.images}
-    judged = {image.sha256 for record in records for image in record.images}
-    return sorted(trained & judged)
+def shared_images(records: Sequence[Record], train_export_dir: Path, *, pixels_in: Path | None = None) -> list[str]:
+    """The sha256 of images of `records` that train records of an export also show, sorted.
+
+    With `pixels_in`, the export that `records` are of, also those that stand there in another file: with other
+    metadata, or losslessly encoded anew.
+    """
+    trained = {image.sha256: image for record in read_records(train_export_dir, Split.TRAIN) for image in record.images}
+    judged = {image.sha256: image for record in records for image in record.images}
+    shared = trained.keys() & judged.keys()
+    if pixels_in is not None:
+        # Pictures of one size only can be the same: most are ruled out without a look into them.
+        sizes = {(image.width, image.height) for image in judged.values()}
+        alike = [image for image in trained.values() if (image.width, image.height) in sizes]
+        with ThreadPoolExecutor() as pool:
+            known = set(pool.map(lambda image: _pixels_sha256(train_export_dir / image.path), alike))
+            told = pool.map(lambda image: _pixels_sha256(pixels_in / image.path), judged.values())
+            shared |= {sha256 for sha256, pixels in zip(judged, told, strict=True) if pixels in known}
+    return sorted(shared)
+
+
+def _pixels_sha256(path: Path) -> str:
+    try:
+        image = read_image(path.read_bytes())
+    except OSError as error:
+        raise ExportRefused(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ExportRefused(f"{path}: {error}") from None
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def table(report: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ KINDS = {name: getattr(importlib.import_module(f"trainer.{name}"), kind) for nam
 def test_every_setting_says_what_it_is(command: str) -> None:
     settings = list(settings_of(KINDS[command]))
     assert [one.key for one in settings if not one.about] == []
-    assert len({one.key for one in settings}) == len(settings) > 10
+    assert len({one.key for one in settings}) == len(settings) > 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.trainer.conftest import make_screener
 from trainer import endpoint, evaluate
@@ -103,6 +107,30 @@ def test_images_that_were_trained_on_are_reported_or_refused(
     assert "15 images, in 12 records, were trained on" in (tmp_path / "evaluation" / "evaluation.md").read_text()
     with pytest.raises(Contaminated, match="15 images"):
         evaluate.evaluate(config(export, tmp_path, contamination="refuse", **fields))
+
+
+def test_images_in_another_file_are_found_by_their_pixels(make_export: Callable[..., Path], tmp_path: Path) -> None:
+    export = make_export(samples=4)
+    records = list(read_records(export, Split.TRAIN))[:1]
+    stored = []
+    for image in records[0].images[:2]:
+        buffer = io.BytesIO()
+        with Image.open(export / image.path) as picture:
+            exif = Image.Exif()
+            exif[0x010E] = "with other metadata"
+            picture.save(buffer, "WEBP", lossless=True, exif=exif)
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        (tmp_path / digest).write_bytes(buffer.getvalue())
+        stored.append(replace(image, path=digest, sha256=digest))
+    fresh = Image.new("RGB", (records[0].original.width, records[0].original.height), (1, 2, 3))
+    fresh.save(tmp_path / "fresh.png")
+    asked = [
+        replace(
+            records[0], original=stored[0], candidates=(stored[1], replace(stored[1], path="fresh.png", sha256="f"))
+        )
+    ]
+    assert evaluate.shared_images(asked, export) == []
+    assert evaluate.shared_images(asked, export, pixels_in=tmp_path) == sorted(image.sha256 for image in stored)
 
 
 def make_predictions(samples: int, right: float, seed: int = 0) -> list[Prediction]:
