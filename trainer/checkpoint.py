@@ -22,6 +22,8 @@ from typing import Any
 import torch
 
 from trainer.config import ConfigRefused, TrainingConfig, settings_json
+from trainer.distributed import ALONE, Ranks, is_split, optimizer_state, split_like, whole_weights
+from trainer.lora import ADAPTER, save_adapter
 from trainer.model import Screener, save_screener
 
 CHECKPOINTS, MODEL, METRICS = "checkpoints", "model", "metrics.jsonl"
@@ -40,11 +42,14 @@ class TrainerState:
 
 
 class RunDirectory:
-    """One run's directory. Opening it for another run than the one it holds is refused."""
+    """One run's directory. Opening it for another run than the one it holds is refused. The first process writes."""
 
-    def __init__(self, config: TrainingConfig) -> None:
+    def __init__(self, config: TrainingConfig, ranks: Ranks = ALONE) -> None:
         self.path = config.run_dir
+        self._config, self._ranks = config, ranks
         self._keep = config.keep_checkpoints
+        if not ranks.main:
+            return
         if (self.path / "config.json").exists() and not config.resume:
             raise ConfigRefused(f"run_dir: {self.path} already holds a run; set resume=true or choose another")
         try:
@@ -57,6 +62,8 @@ class RunDirectory:
 
         ConfigRefused when the run to go on with learnt from another dataset version.
         """
+        if not self._ranks.main:
+            return
         told = self.path / "environment.json"
         before = json.loads(told.read_text(encoding="utf-8"))["export_version"] if told.exists() else export_version
         if before != export_version:
@@ -70,6 +77,8 @@ class RunDirectory:
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl."""
+        if not self._ranks.main:
+            return
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
 
@@ -79,11 +88,21 @@ class RunDirectory:
         return found[-1] if found else None
 
     def save_checkpoint(self, screener: Screener, optimizer: torch.optim.Optimizer, state: TrainerState) -> Path:
-        """Everything needed to go on as if nothing had happened; older checkpoints beyond the kept ones go."""
+        """Everything needed to go on as if nothing had happened; older checkpoints beyond the kept ones go.
+
+        Every process calls it. Of a model with an adapter, the adapter is kept.
+        """
         target = self.path / CHECKPOINTS / f"step-{state.step:08d}"
+        told_optimizer = optimizer_state(optimizer)
+        weights = whole_weights(screener.model) if is_split(screener.model) else None
+        if not self._ranks.main:
+            return target
         partial = _fresh(target.with_name(target.name + ".partial"))
-        save_screener(screener, partial / MODEL)
-        torch.save({"optimizer": optimizer.state_dict(), "torch_rng": _torch_rng()}, partial / "optimizer.pt")
+        if self._config.lora.r:
+            save_adapter(screener.model, self._config.lora, self._config.model_dir, partial / ADAPTER)
+        else:
+            save_screener(screener, partial / MODEL, weights=weights)
+        torch.save({"optimizer": told_optimizer, "torch_rng": _torch_rng()}, partial / "optimizer.pt")
         generator = random.getstate()
         told = {"step": state.step, "seconds": state.seconds, "extra": state.extra, "random": generator}
         _write_json(partial / "state.json", told)
@@ -94,9 +113,16 @@ class RunDirectory:
         return target
 
     def save_model(self, screener: Screener, stored_dtype: str) -> Path:
-        """The final model as a plain directory."""
+        """The final model as a plain directory, an adapter merged into it and beside it. Every process calls it."""
+        weights = whole_weights(screener.model) if is_split(screener.model) else None
+        if not self._ranks.main:
+            return self.path / MODEL
+        if self._config.lora.r:
+            adapter = _fresh(self.path / f"{ADAPTER}.partial")
+            save_adapter(screener.model, self._config.lora, self._config.model_dir, adapter)
+            _replace(adapter, self.path / ADAPTER)
         partial = _fresh(self.path / f"{MODEL}.partial")
-        save_screener(screener, partial, None if stored_dtype == "same" else getattr(torch, stored_dtype))
+        save_screener(screener, partial, None if stored_dtype == "same" else getattr(torch, stored_dtype), weights)
         _replace(partial, self.path / MODEL)
         return self.path / MODEL
 
@@ -109,7 +135,7 @@ def restore(checkpoint: Path, optimizer: torch.optim.Optimizer, device: torch.de
     try:
         kept = torch.load(checkpoint / "optimizer.pt", map_location=device, weights_only=True)
         told = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        optimizer.load_state_dict(kept["optimizer"])
+        optimizer.load_state_dict(split_like(optimizer, kept["optimizer"]))
         kind, numbers, gauss = told["random"]
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
@@ -119,6 +145,26 @@ def restore(checkpoint: Path, optimizer: torch.optim.Optimizer, device: torch.de
     if device.type == "cuda" and "cuda" in kept["torch_rng"]:
         torch.cuda.set_rng_state(kept["torch_rng"]["cuda"].cpu(), device)
     return TrainerState(step=told["step"], seconds=told["seconds"], extra=told["extra"])
+
+
+def find_model(path: Path) -> Path:
+    """The model directory that `path` means: itself, or of a run its model, or the one of its newest checkpoint."""
+    if (path / MODEL / "config.json").exists():
+        return path / MODEL
+    checkpoints = sorted((path / CHECKPOINTS).glob(f"step-*[0-9]/{MODEL}"))
+    return checkpoints[-1] if checkpoints else path
+
+
+def run_settings(path: Path) -> dict[str, Any]:
+    """The settings of the run that `path` is, or that made the model which `path` is; empty where there is none."""
+    for directory in (path, path.resolve().parent):
+        try:
+            told = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(told, dict) and "command" in told:
+            return told
+    return {}
 
 
 def environment(seed: int, export_version: str) -> dict[str, Any]:

@@ -9,7 +9,10 @@ import signal
 import sys
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.optimization import Budget
 
 _SECONDS_BETWEEN_LINES = 10.0  # where stderr is not a terminal, so that a log stays readable
 
@@ -17,15 +20,17 @@ _SECONDS_BETWEEN_LINES = 10.0  # where stderr is not a terminal, so that a log s
 class Progress:
     """A line that is rewritten on a terminal, and written now and then into a log."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, shown: bool = True) -> None:
+        """`shown` False is silent: of several processes one talks."""
         self._name = name
+        self._shown = shown
         self._terminal = sys.stderr.isatty()
         self._last = float("-inf")
 
     def show(self, fraction: float, seconds_left: float, **figures: float) -> None:
         """How far the run is, how long it will still take, and a few figures."""
         now = time.monotonic()
-        if now - self._last < (0.2 if self._terminal else _SECONDS_BETWEEN_LINES):
+        if not self._shown or now - self._last < (0.2 if self._terminal else _SECONDS_BETWEEN_LINES):
             return
         self._last = now
         left = "" if seconds_left == float("inf") else f", {clock(seconds_left)} left"
@@ -35,7 +40,15 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr)
+        if self._shown:
+            print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr)
+
+
+def told_pace(seconds: float, budget: Budget) -> str:
+    """One line after a first step: how long it took, and what that makes of the run."""
+    if budget.minutes:
+        return f"a step takes {seconds:.2g} s: about {60 * budget.minutes * (1 - budget.fraction) / seconds:.0f} steps"
+    return f"a step takes {seconds:.2g} s: about {clock(seconds * (budget.steps - budget.done_steps))} for the run"
 
 
 def clock(seconds: float) -> str:

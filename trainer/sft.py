@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 
 from trainer.augmentation import mirror_images, mirror_rationale, permute_candidates
-from trainer.checkpoint import MODEL, RunDirectory, TrainerState, restore
+from trainer.checkpoint import RunDirectory, TrainerState, restore
 from trainer.config import Refused, TrainingConfig, require
 from trainer.contract.dimensions import Split
 from trainer.contract.exports import ExportRefused, read_manifest
@@ -34,7 +35,9 @@ from trainer.data import (
     question_ids,
     read_split,
 )
+from trainer.distributed import ALONE, Ranks, joined_ranks
 from trainer.images import ImageStore, ImageTensor
+from trainer.memory import announce, estimate, load_of, naming_what_to_lower
 from trainer.model import Screener, has_weights, load_screener, new_screener
 from trainer.optimization import (
     Budget,
@@ -44,7 +47,8 @@ from trainer.optimization import (
     set_learning_rate,
     training_screener_dtype,
 )
-from trainer.progress import Progress, StopBetweenSteps
+from trainer.preparation import check_first_batch, prepare, split, start_directory
+from trainer.progress import Progress, StopBetweenSteps, told_pace
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 from trainer.vision_warmup import VisionWarmupConfig, warm_up
 
@@ -103,6 +107,10 @@ class SFTConfig(TrainingConfig):
             1 <= self.accumulate <= self.batch_samples,
             f"accumulate: expected 1 to batch_samples ({self.batch_samples}), got {self.accumulate}",
         )
+        require(
+            not (self.vision_warmup.wanted and (self.lora.r or self.fsdp)),
+            "vision_warmup: expected neither lora.r nor fsdp beside it: warm the tower up in a run of its own",
+        )
         require(self.evaluate_every >= 0, f"evaluate_every: expected 0 or more, got {self.evaluate_every}")
         require(self.evaluate_samples >= 0, f"evaluate_samples: expected 0 or more, got {self.evaluate_samples}")
 
@@ -120,21 +128,31 @@ class Run:
     validation_samples: list[list[Record]]
     state: TrainerState
     progress: Progress = field(default_factory=lambda: Progress("sft"))
+    ranks: Ranks = ALONE
+    told_pace: bool = False
+    """Whether this sitting has said what a step needs and how long it takes."""
+    checked: bool = False
+    """Whether the first batch was compared with repeated prompts."""
 
 
 def main(config: SFTConfig) -> None:
     """One run, from settings to a model directory. Raises Refused, ExportRefused or RecordRefused."""
-    run = build(config)
-    warm_up_vision(run)
-    train(run)
-    save(run)
+    with joined_ranks(config) as ranks:
+        run = build(config, ranks)
+        warm_up_vision(run)
+        train(run)
+        save(run)
 
 
-def build(config: SFTConfig) -> Run:
+def build(config: SFTConfig, ranks: Ranks = ALONE) -> Run:
     """Read the export, load or begin the model, and put the run where its last checkpoint left it."""
+    require(
+        config.batch_samples >= ranks.count,
+        f"batch_samples: expected at least one for each of {ranks.count} processes, got {config.batch_samples}",
+    )
     if config.threads:
         torch.set_num_threads(config.threads)
-    directory = RunDirectory(config)
+    directory = RunDirectory(config, ranks)
     manifest = read_manifest(config.export_dir)
     train_samples = _samples(config, Split.TRAIN)
     has_validation = config.evaluate_samples and manifest.splits.get(Split.VALIDATION, 0)
@@ -143,20 +161,21 @@ def build(config: SFTConfig) -> Run:
     torch.manual_seed(config.seed)
     random.seed(config.seed)
     screener = _screener(config, checkpoint, train_samples)
-    if config.gradient_checkpointing:
-        screener.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    screener = prepare(screener, config, ranks, checkpoint)
+    split(screener, config)
     optimizer = make_optimizer(screener, config)
     state = restore(checkpoint, optimizer, screener.device) if checkpoint else TrainerState()
     directory.begin(config, "sft", manifest.version_id, state)
     store = ImageStore(screener, config.export_dir, config.image_max_side, config.image_cache_mb << 20)
-    return Run(config, directory, screener, optimizer, store, train_samples, validation, state)
+    progress = Progress("sft", shown=ranks.main)
+    return Run(config, directory, screener, optimizer, store, train_samples, validation, state, progress, ranks)
 
 
 def warm_up_vision(run: Run) -> None:
     """The vision tower's own phase, once; a checkpoint after it, so that it is never repeated."""
     if not run.config.vision_warmup.wanted or run.state.step or run.state.extra.get("vision_warmed"):
         return
-    shown = Progress("vision warm-up")
+    shown = Progress("vision warm-up", shown=run.ranks.main)
     with StopBetweenSteps() as stop:
 
         def on_step(budget: Budget, figures: dict[str, float]) -> bool:
@@ -174,9 +193,10 @@ def warm_up_vision(run: Run) -> None:
             mirrored=run.config.mirror,
             on_step=on_step,
         )
-    if stop.requested:
+    if run.ranks.any(stop.requested):
         shown.say("vision warm-up: stopped; it would begin again")
         raise KeyboardInterrupt
+    run.ranks.same_weights(run.screener.model)
     run.state.extra["vision_warmed"] = True
     run.directory.save_checkpoint(run.screener, run.optimizer, run.state)
 
@@ -186,9 +206,17 @@ def train(run: Run) -> None:
     config, state = run.config, run.state
     budget = Budget(config.steps, config.minutes, done_steps=state.step, spent_before=state.seconds)
     with StopBetweenSteps() as stop:
-        while not budget.over and not stop.requested:
-            rate = set_learning_rate(run.optimizer, budget.fraction, config)
-            figures = train_step(run, next_batch(run))
+        while not run.ranks.any(budget.over or stop.requested):
+            rate = set_learning_rate(run.optimizer, run.ranks.first(budget.fraction), config)
+            batch = next_batch(run)
+            if not run.told_pace:
+                announce_memory(run, batch)
+            began = time.monotonic()
+            with naming_what_to_lower(f"learning in step {state.step + 1}", _lower(config), run.directory):
+                figures = train_step(run, batch)
+            if not run.told_pace:
+                run.told_pace = True
+                run.progress.say(told_pace(time.monotonic() - began, budget))
             state.step = budget.done_steps = state.step + 1
             state.seconds = budget.seconds
             run.directory.log(state.step, {**figures, "learning_rate": rate, "seconds": round(state.seconds, 3)})
@@ -198,10 +226,31 @@ def train(run: Run) -> None:
                     evaluate(run)
                 if config.checkpoint_every and state.step % config.checkpoint_every == 0:
                     run.directory.save_checkpoint(run.screener, run.optimizer, state)
-    if not budget.over:
+    if not run.ranks.any(budget.over):
         where = run.directory.save_checkpoint(run.screener, run.optimizer, state)
         run.progress.say(f"sft: stopped after step {state.step}; go on from {where} with --set resume=true")
         raise KeyboardInterrupt
+
+
+def announce_memory(run: Run, batch: Sequence[Shown]) -> None:
+    """Say what a step will need, from the shapes of the first batch."""
+    piece = batch[: -(-len(batch) // run.config.accumulate)]
+    groups = _groups(run.screener, piece, [_branches(run.screener, shown) for shown in piece])
+    branches = [branch for of_sample in groups.branches for branch in of_sample]
+    said = sum(len(branch.completion) for branch in branches)
+    load = load_of(run.screener, groups.prompts, said + sum(len(branch.question) for branch in branches), said)
+    found = estimate(run.screener, run.config, load, processes=run.ranks.count)
+    for line in announce(run.screener, found, _lower(run.config)):
+        run.progress.say(f"sft: {line}")
+
+
+def _lower(config: SFTConfig) -> str:
+    """What to set where a step does not fit."""
+    if config.accumulate < config.batch_samples:
+        return f"raise accumulate (now {config.accumulate}, up to batch_samples)"
+    if not config.gradient_checkpointing:
+        return "set gradient_checkpointing=true"
+    return "lower image_max_side, or train an adapter (lora.r=16)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,29 +265,38 @@ def train_step(run: Run, batch: Sequence[Shown]) -> dict[str, float]:
     """One optimizer step: the mean negative log-probability of all target tokens of the batch, and its figures."""
     run.screener.model.train()
     branches = [_branches(run.screener, shown) for shown in batch]
-    tokens = sum(len(branch.completion) for of_sample in branches for branch in of_sample)
+    (tokens,) = run.ranks.sum([sum(len(branch.completion) for of_sample in branches for branch in of_sample)])
     total = 0.0
     size = -(-len(batch) // run.config.accumulate)
-    for start in range(0, len(batch), size):
-        piece = slice(start, start + size)
+    # Weights that are split want equally many passes in every process, and average what is to be added up.
+    rounds = run.ranks.most(-(-len(batch) // size)) if run.config.fsdp else -(-len(batch) // size)
+    scale = run.ranks.count if run.config.fsdp else 1
+    for number in range(rounds):
+        piece = slice(number * size, (number + 1) * size)
+        counts = bool(batch[piece])
+        groups = _groups(run.screener, batch[piece] or batch[:1], branches[piece] or branches[:1])
+        if run.config.self_check and not run.checked:
+            check_first_batch(run.screener, run.config, groups)
+            run.checked = True
         with computing(run.screener, run.config):
-            said = completion_logprobs(run.screener, _groups(run.screener, batch[piece], branches[piece]))
-        loss = -said.logprobs.sum() / tokens
-        loss.backward()  # type: ignore[no-untyped-call]
+            said = completion_logprobs(run.screener, groups)
+        loss = -said.logprobs.sum() / tokens * counts
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
+    (total,) = run.ranks.sum([total])
     if not math.isfinite(total):
         raise SFTStopped(f"sft: the loss is {total} at step {run.state.step + 1}: lower learning_rate and resume")
+    run.ranks.add_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
     return {"loss": total, "grad_norm": clip_and_step(run.optimizer, run.config.clip), "tokens": tokens}
 
 
 def next_batch(run: Run) -> list[Shown]:
-    """The samples of the coming step. Order and augmentation follow from seed and step, so a resumed run sees the same.
-
-    Every sample is shown once before any is shown again.
+    """The samples of the coming step, this process's share of them. Order and augmentation follow from seed and step,
+    so a resumed run sees the same. Every sample is shown once before any is shown again.
     """
     count, size = len(run.train_samples), run.config.batch_samples
     shown = []
-    for number in range(run.state.step * size, (run.state.step + 1) * size):
+    for number in run.ranks.share(range(run.state.step * size, (run.state.step + 1) * size)):
         order = _order(count, run.config.seed, number // count)
         rng = random.Random(f"{run.config.seed}/{number}")  # noqa: S311 - a draw, not a secret
         shown.append(_show(run, run.train_samples[order[number % count]], rng))
@@ -254,19 +312,25 @@ def evaluate(run: Run) -> dict[str, float]:
     if not run.validation_samples:
         return {}
     run.screener.model.eval()
-    loss, tokens, written, records = 0.0, 0, 0, 0
-    for start in range(0, len(run.validation_samples), run.config.batch_samples):
+    loss = tokens = written = records = 0.0
+    mine, size = run.ranks.share(run.validation_samples), run.config.batch_samples
+    rounds = run.ranks.most(-(-len(mine) // size)) if run.config.fsdp else -(-len(mine) // size)
+    for number in range(rounds):
+        samples = mine[number * size : (number + 1) * size]
         batch = [
             Shown(run.store.of(sample[0]), [make_example(record, PromptKind.ASK) for record in sample])
-            for sample in run.validation_samples[start : start + run.config.batch_samples]
+            for sample in samples or run.validation_samples[:1]
         ]
         branches = [_branches(run.screener, shown) for shown in batch]
         with computing(run.screener, run.config):
             said = completion_logprobs(run.screener, _groups(run.screener, batch, branches))
+        if not samples:
+            continue  # a pass that other processes wait for
         loss -= float(said.logprobs.sum())
         tokens += int(said.mask.sum())
         written += int((said.greedy | ~said.mask).all(dim=1).sum())
         records += len(said.mask)
+    loss, tokens, written, records = run.ranks.sum([loss, tokens, written, records])
     figures = {"validation_loss": loss / tokens, "validation_written": written / records}
     run.directory.log(run.state.step, figures)
     run.progress.say(f"sft: step {run.state.step}  " + "  ".join(f"{n} {v:.4f}" for n, v in figures.items()))
@@ -294,10 +358,9 @@ def _samples(config: SFTConfig, split: Split) -> list[list[Record]]:
 
 def _screener(config: SFTConfig, checkpoint: Path | None, samples: Sequence[Sequence[Record]]) -> Screener:
     dtype = training_screener_dtype(config)
-    if checkpoint:
-        return load_screener(checkpoint / MODEL, config.device, dtype)
-    if has_weights(config.model_dir):
-        return load_screener(config.model_dir, config.device, dtype)
+    if checkpoint or has_weights(config.model_dir):
+        return load_screener(start_directory(config, checkpoint), config.device, dtype)
+    require(not config.lora.r, f"lora.r: {config.model_dir} has no weights to train an adapter beside: set lora.r=0")
     texts = _texts(config, samples)
     return new_screener(config.model_dir, texts, config.seed, config.device, dtype)
 

@@ -14,12 +14,16 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trainer.contract.answers import Answer
+from trainer.contract.answers import Answer, format_completion
 from trainer.contract.dimensions import AnswerSource, Approach, Dimension, Polarity, Split, letters
 from trainer.contract.exports import write_export
-from trainer.contract.prompts import PROMPT_VERSIONS
+from trainer.contract.prompts import PROMPT_VERSIONS, PromptKind
 from trainer.contract.records import ImageFile, Record
+from trainer.contract.scores import all_answers
+from trainer.data import completion_ids, encode_prompts, make_example, read_split
+from trainer.images import ImageStore
 from trainer.model import Screener, new_screener
+from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 SIDE = 16
 MakeExport = Callable[..., Path]
@@ -126,6 +130,25 @@ def any_screener(request: pytest.FixtureRequest, tmp_path: Path) -> Screener:
 def screener(tmp_path: Path) -> Screener:
     """A tiny Qwen3-VL screener."""
     return make_screener(tmp_path / "model")
+
+
+def teach_the_form(screener: Screener, export: Path, dimensions: tuple[Dimension, ...]) -> None:
+    """Let it write readable answers, any of the sixteen alike: it then knows the form and nothing else."""
+    records = read_split(export, Split.TRAIN, dimensions, Polarity.ACCEPTABLE)[:4]
+    images = ImageStore(screener, export)
+    batch = encode_prompts(
+        screener,
+        [make_example(record, PromptKind.ASK).prompt for record in records],
+        [images.of(record) for record in records],
+    )
+    said = [Branch([], completion_ids(screener, format_completion("", answer))) for answer in all_answers(4)]
+    optimizer = torch.optim.AdamW(screener.model.parameters(), lr=4e-3)
+    for _ in range(60):
+        scored = completion_logprobs(screener, PrefixGroups(batch, [said] * len(records)))
+        (-scored.logprobs.sum() / scored.mask.sum()).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(screener.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def random_images(count: int, seed: int = 0, height: int = SIDE, width: int = SIDE) -> list[torch.Tensor]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.trainer.conftest import make_screener
 from trainer import endpoint, evaluate
@@ -29,6 +33,7 @@ from trainer.evaluate import (
     read_predictions,
 )
 from trainer.model import save_screener
+from trainer.predictions import Answered
 
 
 def config(export: Path, tmp_path: Path, **fields: Any) -> EvaluateConfig:
@@ -47,8 +52,8 @@ def test_a_model_directory_is_evaluated_from_start_to_end(
     make_export: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export = make_export(samples=8)
-    save_screener(make_screener(tmp_path / "new"), tmp_path / "model")
-    evaluate.main(config(export, tmp_path, model_dir=tmp_path / "model"))
+    save_screener(make_screener(tmp_path / "new"), tmp_path / "first" / "model")
+    evaluate.main(config(export, tmp_path, model_dir=tmp_path / "first"))
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     predictions = read_predictions(tmp_path / "evaluation" / "predictions.jsonl")
@@ -59,6 +64,7 @@ def test_a_model_directory_is_evaluated_from_start_to_end(
     assert report["images_trained_on"]["count"] == 0
     assert "readable 0.0% (refused: " in printed
     assert len(printed.splitlines()) == 9
+    assert (tmp_path / "evaluation" / "evaluation.md").read_text().startswith("# first\n")
 
 
 class Oracle:
@@ -68,9 +74,9 @@ class Oracle:
         records = list(read_records(export))
         self.answers = {record.original.sha256: record.answer for record in records[wrong:]}
 
-    def __call__(self, config: EndpointConfig, prompt: object, images: list[Path], **_: object) -> str:
+    def __call__(self, config: EndpointConfig, prompt: object, images: list[Path], **_: object) -> Answered:
         answer = self.answers.get(images[0].stem)
-        return "I would rather not say" if answer is None else format_completion("seen", answer)
+        return Answered(text="I would rather not say" if answer is None else format_completion("seen", answer))
 
 
 def test_an_endpoint_is_evaluated_by_the_same_grades(
@@ -96,9 +102,35 @@ def test_images_that_were_trained_on_are_reported_or_refused(
     }
     report = evaluate.evaluate(config(export, tmp_path, **fields))
     assert report["images_trained_on"]["count"] == 15
+    assert report["images_trained_on"]["records"] == 12
     assert "15 images of this split were trained on" in evaluate.table(report)
+    assert "15 images, in 12 records, were trained on" in (tmp_path / "evaluation" / "evaluation.md").read_text()
     with pytest.raises(Contaminated, match="15 images"):
         evaluate.evaluate(config(export, tmp_path, contamination="refuse", **fields))
+
+
+def test_images_in_another_file_are_found_by_their_pixels(make_export: Callable[..., Path], tmp_path: Path) -> None:
+    export = make_export(samples=4)
+    records = list(read_records(export, Split.TRAIN))[:1]
+    stored = []
+    for image in records[0].images[:2]:
+        buffer = io.BytesIO()
+        with Image.open(export / image.path) as picture:
+            exif = Image.Exif()
+            exif[0x010E] = "with other metadata"
+            picture.save(buffer, "WEBP", lossless=True, exif=exif)
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        (tmp_path / digest).write_bytes(buffer.getvalue())
+        stored.append(replace(image, path=digest, sha256=digest))
+    fresh = Image.new("RGB", (records[0].original.width, records[0].original.height), (1, 2, 3))
+    fresh.save(tmp_path / "fresh.png")
+    asked = [
+        replace(
+            records[0], original=stored[0], candidates=(stored[1], replace(stored[1], path="fresh.png", sha256="f"))
+        )
+    ]
+    assert evaluate.shared_images(asked, export) == []
+    assert evaluate.shared_images(asked, export, pixels_in=tmp_path) == sorted(image.sha256 for image in stored)
 
 
 def make_predictions(samples: int, right: float, seed: int = 0) -> list[Prediction]:

@@ -11,23 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.conftest import make_screener
+from tests.trainer.conftest import make_screener, teach_the_form
 from trainer import grpo
 from trainer.checkpoint import RunDirectory
 from trainer.config import ConfigRefused, load_config
-from trainer.contract.answers import format_completion
-from trainer.contract.dimensions import Dimension, Polarity, Split
-from trainer.contract.prompts import PromptKind
-from trainer.contract.scores import all_answers
-from trainer.data import completion_ids, encode_prompts, make_example, read_split
+from trainer.contract.dimensions import Dimension
 from trainer.grpo import GRPOConfig, Run, StartRefused
 from trainer.hard_cases import HardCaseConfig
-from trainer.images import ImageStore
 from trainer.model import load_screener, save_screener
 from trainer.objective import LossType
 from trainer.optimization import set_learning_rate
 from trainer.rewards import grade_completions
-from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 SHADOW = (Dimension.PHYSICAL_SHADOW,)
 
@@ -44,23 +38,16 @@ def start(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Path:
     if directory.exists():
         return directory
     screener = make_screener(tmp_path_factory.mktemp("new"))
-    records = read_split(export, Split.TRAIN, SHADOW, Polarity.ACCEPTABLE)[:4]
-    images = ImageStore(screener, export)
-    batch = encode_prompts(
-        screener,
-        [make_example(record, PromptKind.ASK).prompt for record in records],
-        [images.of(record) for record in records],
-    )
-    said = [Branch([], completion_ids(screener, format_completion("", answer))) for answer in all_answers(4)]
-    optimizer = torch.optim.AdamW(screener.model.parameters(), lr=4e-3)
-    for _ in range(60):
-        scored = completion_logprobs(screener, PrefixGroups(batch, [said] * len(records)))
-        (-scored.logprobs.sum() / scored.mask.sum()).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(screener.model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    teach_the_form(screener, export, SHADOW)
     save_screener(screener, directory)
     return directory
+
+
+@pytest.fixture(params=["qwen3_vl", "qwen2_5_vl", "internvl"])
+def any_start(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A model of each architecture in turn, with random weights."""
+    save_screener(make_screener(tmp_path / "made", request.param), tmp_path / "any-start")
+    return tmp_path / "any-start"
 
 
 def config(export: Path, model: Path, run_dir: Path, **fields: Any) -> GRPOConfig:
@@ -147,11 +134,12 @@ def gradient(run: Run, **fields: Any) -> tuple[torch.Tensor, dict[str, Any]]:
     """The update's direction from one batch, under other settings."""
     run.config = replace(run.config, **fields)
     records = list(run.train_records.values())[:4]
-    groups = grpo.write_groups(run, records, seed=1)
+    seen = grpo.see_records(run, records)
+    groups = grpo.write_groups(run, seen, records, seed=1)
     advantages_NG = torch.linspace(-1, 1, 32).reshape(4, 8)
     set_learning_rate(run.optimizer, 0.5, run.config)
     before = [parameter.detach().clone() for parameter in run.screener.model.parameters()]
-    figures = grpo.learn(run, records, groups, advantages_NG)
+    figures = grpo.learn(run, seen, [0, 1, 2, 3], groups, advantages_NG)
     after = list(run.screener.model.parameters())
     moved = torch.cat([(b - a).flatten() for a, b in zip(before, after, strict=True)])
     return moved.detach(), figures
@@ -198,3 +186,42 @@ def test_a_run_directory_in_use_is_refused(export: Path, start: Path, tmp_path: 
     grpo.build(config(export, start, tmp_path / "run", start_gate="off"))
     with pytest.raises(ValueError, match="already holds a run"):
         RunDirectory(config(export, start, tmp_path / "run"))
+
+
+def test_images_seen_once_give_the_same_update_as_seen_again(any_start: Path, export: Path, tmp_path: Path) -> None:
+    moved = []
+    for once in (True, False):
+        made = config(export, any_start, tmp_path / str(once), start_gate="off", vision_once=once, vision_lr=1.0)
+        run = grpo.build(made)
+        towers: list[int] = []
+        run.screener.vision_tower.register_forward_hook(lambda *_, towers=towers: towers.append(1))
+        step, _ = gradient(run, self_check=False)
+        moved.append(step)
+        assert len(towers) == (4 if once else 2)  # prompt by prompt; else all together, for writing and for learning
+    assert torch.allclose(moved[0], moved[1], atol=2e-5)
+
+
+def test_groups_without_an_advantage_count_in_a_mean_over_tokens(export: Path, start: Path, tmp_path: Path) -> None:
+    run = grpo.build(config(export, start, tmp_path / "run", start_gate="off", loss_type=LossType.DAPO))
+    records = list(run.train_records.values())[:4]
+    seen = grpo.see_records(run, records)
+    groups = grpo.write_groups(run, seen, records, seed=1)
+    advantages_NG = torch.linspace(-1, 1, 32).reshape(4, 8) ** 2
+    advantages_NG[2:] = 0.0
+    tokens = sum(len(one.token_ids) for group in groups for one in group)
+    state = {name: value.clone() for name, value in run.screener.model.state_dict().items()}
+    skipped = grpo.learn(run, seen, [0, 1], groups[:2], advantages_NG[:2], tokens)
+    run.screener.model.load_state_dict(state)
+    seen = grpo.see_records(run, records)
+    whole = grpo.learn(run, seen, [0, 1, 2, 3], groups, advantages_NG)
+    assert skipped["loss"] == pytest.approx(whole["loss"], abs=1e-6)
+    assert skipped["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+
+
+def test_cut_completions_can_be_left_out(export: Path, start: Path, tmp_path: Path) -> None:
+    run = grpo.build(config(export, start, tmp_path / "run", start_gate="off", max_completion_length=1))
+    _, everything = gradient(run)
+    assert everything["grad_norm"] > 0
+    _, nothing = gradient(run, mask_truncated_completions=True)
+    assert nothing["loss"] == 0.0
+    assert nothing["grad_norm"] == 0.0

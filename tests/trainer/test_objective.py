@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainer.objective import (
+    ImportanceLevel,
     LossType,
     ScaleRewards,
     aggregate,
     clipped_objective,
     group_advantages,
     groups_with_signal,
+    importance_ratio,
     kl_estimate,
 )
 
@@ -52,8 +54,9 @@ def numbers(seed: int = 0, rows: int = 6, length: int = 9) -> tuple[Tensor, Tens
 
 
 def test_the_clipped_loss_is_the_paper_formula_token_by_token() -> None:
-    logp_RC, old_RC, advantages_R, _ = numbers()
-    loss_RC, clipped_RC = clipped_objective(logp_RC, old_RC, advantages_R, epsilon=0.2, epsilon_high=0.28)
+    logp_RC, old_RC, advantages_R, mask_RC = numbers()
+    ratio_RC = importance_ratio(logp_RC, old_RC, mask_RC, ImportanceLevel.TOKEN)
+    loss_RC, clipped_RC = clipped_objective(ratio_RC, advantages_R, epsilon=0.2, epsilon_high=0.28)
     for row in range(6):
         for token in range(9):
             ratio = math.exp(logp_RC[row, token] - old_RC[row, token])
@@ -77,8 +80,10 @@ def test_aggregates_are_those_of_the_papers() -> None:
     naive = {
         LossType.GRPO: sum(sum(row) / len(row) for row in rows) / len(rows),
         LossType.DAPO: sum(map(sum, rows)) / sum(map(len, rows)),
+        LossType.BNPO: sum(map(sum, rows)) / sum(map(len, rows)),
         LossType.DR_GRPO: sum(map(sum, rows)) / (len(rows) * 20),
     }
+    assert set(naive) == set(LossType)
     for loss_type, expected in naive.items():
         found = aggregate(per_token_RC, mask_RC, loss_type, max_completion_length=20)
         assert float(found) == pytest.approx(expected, rel=1e-5)
@@ -87,10 +92,12 @@ def test_aggregates_are_those_of_the_papers() -> None:
 def test_rows_left_out_for_having_no_advantage_still_count_in_the_mean() -> None:
     logp_RC, old_RC, advantages_R, mask_RC = numbers(3)
     advantages_R[:2] = 0.0
-    loss_RC, _ = clipped_objective(logp_RC, old_RC, advantages_R, epsilon=0.2, epsilon_high=0.2)
-    for loss_type in (LossType.GRPO, LossType.DR_GRPO):
+    ratio_RC = importance_ratio(logp_RC, old_RC, mask_RC, ImportanceLevel.TOKEN)
+    loss_RC, _ = clipped_objective(ratio_RC, advantages_R, epsilon=0.2, epsilon_high=0.2)
+    tokens = int(mask_RC.sum())
+    for loss_type in LossType:
         whole = aggregate(loss_RC, mask_RC, loss_type, max_completion_length=9)
-        part = aggregate(loss_RC[2:], mask_RC[2:], loss_type, max_completion_length=9, rows=6)
+        part = aggregate(loss_RC[2:], mask_RC[2:], loss_type, max_completion_length=9, rows=6, tokens=tokens)
         assert torch.allclose(whole, part)
 
 
@@ -107,26 +114,25 @@ def test_the_losses_of_parts_add_up_to_that_of_the_batch(loss_type: LossType) ->
     assert torch.allclose(whole, parts[0] + parts[1])
 
 
-def test_equals_the_loss_of_trl_on_the_same_numbers() -> None:
-    """GRPOTrainer._compute_loss of TRL 1.16, its arithmetic for loss_type "grpo", "dapo"/"bnpo" and "dr_grpo".
+def test_a_completion_has_the_geometric_mean_of_its_tokens_ratios() -> None:
+    logp_RC, old_RC, _, mask_RC = numbers(4)
+    found = importance_ratio(logp_RC, old_RC, mask_RC, ImportanceLevel.SEQUENCE)
+    for row, mask in enumerate(mask_RC.bool()):
+        changes = (logp_RC - old_RC)[row][mask].tolist()
+        assert float(found[row, 0]) == pytest.approx(math.exp(sum(changes) / len(changes)), rel=1e-5)
 
-    Reproduced rather than called: the method needs a whole trainer, and TRL is no dependency of ours.
-    """
-    logp_RC, old_RC, advantages_R, mask_RC = numbers(4)
-    reference_RC, beta = old_RC + 0.1, 0.04
-    per_token_kl = torch.exp(reference_RC - logp_RC) - (reference_RC - logp_RC) - 1
-    coef_1 = torch.exp(logp_RC - old_RC)
-    coef_2 = torch.clamp(coef_1, 1 - 0.2, 1 + 0.28)
-    per_token_loss1 = coef_1 * advantages_R.unsqueeze(1)
-    per_token_loss2 = coef_2 * advantages_R.unsqueeze(1)
-    per_token_loss = -torch.min(per_token_loss1, per_token_loss2) + beta * per_token_kl
-    trl = {
-        LossType.GRPO: ((per_token_loss * mask_RC).sum(-1) / mask_RC.sum(-1).clamp(min=1.0)).mean(),
-        LossType.DAPO: (per_token_loss * mask_RC).sum() / mask_RC.sum().clamp(min=1.0),
-        LossType.DR_GRPO: (per_token_loss * mask_RC).sum() / (per_token_loss.size(0) * 32),
-    }
-    loss_RC, _ = clipped_objective(logp_RC, old_RC, advantages_R, epsilon=0.2, epsilon_high=0.28)
-    loss_RC = loss_RC + beta * kl_estimate(logp_RC, reference_RC)
-    for loss_type, expected in trl.items():
-        found = aggregate(loss_RC, mask_RC, loss_type, max_completion_length=32)
-        assert torch.allclose(found, expected, atol=1e-6), loss_type
+
+def test_a_bad_completion_that_became_likelier_is_bounded_by_delta_alone() -> None:
+    ratio_RC, advantages_R = torch.tensor([[5.0], [5.0]]), torch.tensor([-1.0, 1.0])
+    free, _ = clipped_objective(ratio_RC, advantages_R, epsilon=0.2, epsilon_high=0.2)
+    bounded, _ = clipped_objective(ratio_RC, advantages_R, epsilon=0.2, epsilon_high=0.2, delta=2.0)
+    assert free[:, 0].tolist() == pytest.approx([5.0, -1.2])
+    assert bounded[:, 0].tolist() == pytest.approx([2.0, -1.2])
+
+
+def test_rewards_may_be_scaled_by_the_whole_batch() -> None:
+    rewards_NG = torch.tensor([[0.0, 1.0], [0.2, 0.4]])
+    every = torch.tensor([0.0, 1.0, 0.2, 0.4])
+    found = group_advantages(rewards_NG, ScaleRewards.BATCH)
+    assert found.tolist()[0] == pytest.approx([-0.5 / (float(every.std()) + 1e-4), 0.5 / (float(every.std()) + 1e-4)])
+    assert found[1, 1] == pytest.approx(0.1 / (float(every.std()) + 1e-4))
