@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -47,7 +48,7 @@ Params = Callable[[str], Any]
 """Gives the `Param` of a name, or the list of them where the value is a sequence. For ``task__id__in=p("tasks")``."""
 
 
-class _Prepared(Generic[Row]):
+class _Prepared(ABC, Generic[Row]):
     """SQL per database and per lengths of the sequences among the values."""
 
     def __init__(self) -> None:
@@ -76,8 +77,9 @@ class _Prepared(Generic[Row]):
             self._kept[key] = made
         return made
 
+    @abstractmethod
     def _compile(self, params: Params) -> _Compiled:
-        raise NotImplementedError
+        """Have Django write the SQL, with `params` in the place of values."""
 
 
 class PreparedQuery(_Prepared[Row]):

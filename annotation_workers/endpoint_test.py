@@ -19,6 +19,7 @@ from django.conf import settings
 from PIL import Image as Pillow
 
 from annotation_server.runs import services as runs_services
+from annotation_server.runs.costs import Spent, cost_of
 from annotation_server.runs.models import Endpoint, EndpointTest, Feature
 from annotation_workers import automated
 from annotation_workers.model_client import (
@@ -43,6 +44,7 @@ _PROBE_TOKENS = 32
 _COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
 _SENTINEL = "winnow-7351"
 """Nothing in the question leads to it: only the schema does."""
+_NO_SUCH_THING = (400, 403, 404, 405, 422, 501)
 _PUBLIC_PICTURE = "/static/guidelines/appearance-fine-left.webp"
 """A picture of ours that anybody may fetch."""
 
@@ -60,8 +62,9 @@ def call_once(test: EndpointTest) -> None:
     """Ask, and write down in the test's row what came back. A test that was answered is not repeated."""
     if test.ok is not None:
         return
+    spent = Spent()
     try:
-        ok, report, findings = asyncio.run(_test(test.endpoint))
+        ok, report, findings = asyncio.run(_test(test.endpoint, spent))
     except EndpointUnusable as error:
         runs_services.record_endpoint_test(test.pk, ok=False, report={"reason": "unusable", "detail": str(error)})
         return
@@ -69,12 +72,30 @@ def call_once(test: EndpointTest) -> None:
         feature.value: {"works": finding.works, "detail": finding.detail} for feature, finding in findings.items()
     }
     found = {feature.value: finding.works for feature, finding in findings.items() if finding.works is not None}
-    runs_services.record_endpoint_test(test.pk, ok=ok, report=report, found=found)
+    runs_services.record_endpoint_test(test.pk, ok=ok, report=report, found=found, spent=spent)
 
 
-async def _test(endpoint: Endpoint) -> tuple[bool, dict[str, object], dict[Feature, Finding]]:
+class _CountingClient(ModelClient):
+    """Adds up what its answers took. Of a call that was never answered nobody knows."""
+
+    def __init__(self, endpoint: Endpoint, spent: Spent) -> None:
+        super().__init__(endpoint)
+        self._priced, self._spent = endpoint, spent
+
+    async def complete(self, *args: Any, **options: Any) -> Reply | Failure:
+        result = await super().complete(*args, **options)
+        self._spent.calls += 1
+        if isinstance(result, Reply):
+            said = read_reply(result.body)
+            self._spent.input_tokens += said.input_tokens
+            self._spent.output_tokens += said.output_tokens
+            self._spent.cost_usd += cost_of(self._priced, said.input_tokens, said.output_tokens, said.cached_tokens)
+        return result
+
+
+async def _test(endpoint: Endpoint, spent: Spent) -> tuple[bool, dict[str, object], dict[Feature, Finding]]:
     # Questions about the endpoint, not about a run: none of them waits long.
-    async with ModelClient(endpoint) as client:
+    async with _CountingClient(endpoint, spent) as client:
         prompt = automated.build_prompt(_QUESTION)
         shades = [_picture((shade, shade, shade)) for shade in (230, 200, 170, 140, 110)]
         result = await _ask(client, openai_messages(prompt, shades), max_tokens=_MAX_TOKENS)
@@ -180,12 +201,24 @@ async def gives_choices(client: ModelClient) -> Finding:
     return Finding(False, f"asked for two completions with a 200, it gave {given}")
 
 
+async def makes_batches(client: ModelClient) -> Finding:
+    """It lists its batches, be there none."""
+    result = await client.get("/batches?limit=1")
+    if isinstance(result, Failure):
+        return Finding(False if result.status in _NO_SUCH_THING else None, result.detail)
+    listed = _parsed(result.body)
+    if isinstance(listed, dict) and isinstance(listed.get("data"), list):
+        return Finding(True, "it lists its batches")
+    return Finding(False, "asked for its batches with a 200, it gave no list of them")
+
+
 PROBES: Mapping[Feature, Callable[[ModelClient], Awaitable[Finding]]] = {
     Feature.DATA_URI: reads_data_uris,
     Feature.IMAGE_URL: fetches_images,
     Feature.JSON_SCHEMA: answers_in_a_schema,
     Feature.LOGPROBS: tells_logprobs,
     Feature.CHOICES: gives_choices,
+    Feature.BATCHES: makes_batches,
 }
 
 

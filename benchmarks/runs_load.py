@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import io
 import json
 import os
 import resource
@@ -26,8 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import django
-import numpy as np
-from PIL import Image as Pillow
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "annotation_server.settings")
 django.setup()
@@ -44,8 +41,6 @@ from annotation_server.projects.models import Project  # noqa: E402
 from annotation_server.runs import services  # noqa: E402
 from annotation_server.runs.models import Attempt, Endpoint, Run, RunTask  # noqa: E402
 from annotation_server.runs.selection import Wanted  # noqa: E402
-from annotation_server.samples import storage  # noqa: E402
-from annotation_server.samples.images import clean  # noqa: E402
 from annotation_server.samples.models import Candidate, Image, Sample  # noqa: E402
 from annotation_server.tasks.services import create_tasks  # noqa: E402
 from annotation_workers import automated  # noqa: E402
@@ -53,6 +48,7 @@ from annotation_workers.celery import app  # noqa: E402
 from annotation_workers.pictures import Pictures  # noqa: E402
 from annotation_workers.verdicts import Question  # noqa: E402
 from benchmarks.measurement import Measurement  # noqa: E402
+from benchmarks.pictures import stored_pictures  # noqa: E402
 from trainer.contract.dimensions import Dimension, Polarity  # noqa: E402
 from trainer.contract.prompts import openai_messages  # noqa: E402
 
@@ -220,28 +216,8 @@ def _endpoint(url: str, number: int) -> Endpoint:
 
 @functools.cache
 def _pictures() -> list[Image]:
-    """Five stored photographs' worth of bytes: prepared once by a run, since the four tasks of a sample share them."""
-    dice = np.random.default_rng(0)
-    rows = []
-    for _ in range(5):
-        coarse = Pillow.fromarray(dice.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((_SIDE, _SIDE), Pillow.Resampling.BICUBIC), dtype=np.float32)
-        pixels = np.clip(smooth + dice.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
-        file = io.BytesIO()
-        Pillow.fromarray(pixels).save(file, "JPEG", quality=85)
-        picture = clean(file.getvalue(), max_pixels=_SIDE * _SIDE)
-        storage.put(picture.path, picture.content)
-        rows.append(
-            Image(
-                sha256=picture.sha256,
-                source_sha256=picture.source_sha256,
-                extension=picture.extension,
-                width=picture.width,
-                height=picture.height,
-                size=len(picture.content),
-            )
-        )
-    return Image.objects.bulk_create(rows)
+    """Prepared once by a run, since the four tasks of a sample share them."""
+    return stored_pictures(5, _SIDE)
 
 
 def _bodies(pictures: list[Image]) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import functools
 import http.client
-import io
 import json
 import os
 import statistics
@@ -24,8 +23,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import django
-import numpy as np
-from PIL import Image as Pillow
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "annotation_server.settings")
 django.setup()
@@ -41,12 +38,11 @@ from annotation_server.accounts.services import create_token  # noqa: E402
 from annotation_server.annotations.services import NewAnnotation, annotator_for, record_annotation  # noqa: E402
 from annotation_server.launcher import web_command  # noqa: E402
 from annotation_server.projects.models import Membership, Project  # noqa: E402
-from annotation_server.samples import storage  # noqa: E402
-from annotation_server.samples.images import clean  # noqa: E402
 from annotation_server.samples.models import Candidate, Image, Sample  # noqa: E402
 from annotation_server.tasks.models import Slot  # noqa: E402
 from annotation_server.tasks.services import claim_next, create_tasks  # noqa: E402
 from benchmarks.measurement import Measurement, percentile  # noqa: E402
+from benchmarks.pictures import stored_pictures  # noqa: E402
 
 _SMALL, _LARGE, _SCALE = 250, 25_000, 128_000
 """Samples of a small, a large and a full-size project; each is four tasks."""
@@ -343,29 +339,8 @@ def _project(samples: int) -> Project:
 
 @functools.cache
 def _pictures() -> list[Image]:
-    """Pictures of a megapixel, as heavy as photographs: what a browser has to fetch and decode."""
-    dice = np.random.default_rng(0)
-    coarse = dice.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    noise = dice.normal(0, 6, (1024, 1024, 3))
-    rows = []
-    for number in range(_PICTURES):
-        smooth = Pillow.fromarray(np.roll(coarse, number, axis=(0, 2))).resize((1024, 1024), Pillow.Resampling.BICUBIC)
-        pixels = np.clip(np.asarray(smooth, dtype=np.float32) + np.roll(noise, 7 * number, axis=0), 0, 255)
-        file = io.BytesIO()
-        Pillow.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=85)
-        picture = clean(file.getvalue(), max_pixels=2 << 20)
-        storage.put(picture.path, picture.content)
-        rows.append(
-            Image(
-                sha256=picture.sha256,
-                source_sha256=picture.source_sha256,
-                extension=picture.extension,
-                width=picture.width,
-                height=picture.height,
-                size=len(picture.content),
-            )
-        )
-    return Image.objects.bulk_create(rows)
+    """Of a megapixel: what a browser has to fetch and decode."""
+    return stored_pictures(_PICTURES, 1024)
 
 
 def _finish_most(project: Project) -> None:

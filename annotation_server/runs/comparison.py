@@ -15,18 +15,9 @@ from statistics import median
 
 from annotation_server.annotations.models import Approach
 from annotation_server.projects.models import Project
-from annotation_server.runs.comparison_queries import (
-    CONFIDENCE_STEPS,
-    MOST_TASKS,
-    UNKNOWN_CONFIDENCE,
-    Sampled,
-    Work,
-    approaches_tried,
-    chosen_tasks,
-    sampled,
-    tasks_per_dimension,
-    work_done,
-)
+from annotation_server.runs.comparison_queries import CONFIDENCE_STEPS, UNKNOWN_CONFIDENCE, Work, work_done
+from annotation_server.runs.comparison_samples import Sampled, sampled
+from annotation_server.runs.comparison_scope import MOST_TASKS, approaches_tried, chosen_tasks, tasks_per_dimension
 from annotation_server.runs.correctness import Correctness, Share, Tasks, correctness
 from annotation_server.runs.mix import Mix, Option, cheapest, frontier
 from annotation_server.runs.models import Endpoint

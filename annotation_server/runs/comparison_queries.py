@@ -1,75 +1,44 @@
 """What the ledger holds about the three approaches, counted by the database: one row per dimension, never per task.
 
-What counts as an approach's work. *Manual*: what people voted, or said too late (surplus), and what they skipped; the
-time of what they took back was spent, too. Not imports, whose work nobody measured, and not decisions, whose deciders
-had read the others. *Automated* and *answer-driven*: settled tasks of runs and every call about them. What a reviewer
-turned down is no accepted record. Not here: what follows from the counts (comparison.py).
+What a reviewer turned down is no accepted record. Not here: what counts as an approach's work (comparison_scope.py),
+texts and times (comparison_samples.py), what follows from the counts (comparison.py).
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from django.core.exceptions import EmptyResultSet
-from django.db import connection, transaction
+from django.db import connection
 from django.db.models import (
     Aggregate,
     BigIntegerField,
     CharField,
     Count,
-    ExpressionWrapper,
     F,
-    FloatField,
     Func,
     IntegerField,
-    OuterRef,
     Q,
     QuerySet,
-    Subquery,
     Sum,
     Value,
 )
-from django.db.models.expressions import RawSQL
 from django.db.models.functions import Cast, Concat
 
 from annotation_server.annotations.models import Annotation, Annotator, Approach, Resolution, Review
 from annotation_server.annotations.resolution import agreed_answer
-from annotation_server.projects.models import Project
+from annotation_server.runs.comparison_scope import BY_MODEL, WORKED, Chosen, Scope
 from annotation_server.runs.correctness import Checked, Tasks, checked
-from annotation_server.runs.models import Attempt, Endpoint, RunTask
-from annotation_server.runs.rationale_texts import Words, words_of
-from annotation_server.tasks.models import Flag, Task
-
-MOST_TASKS = 50_000
-"""Of more tasks so many are looked at: a share of them is known to half a percent, in a tenth of the time."""
-
-SAMPLE = 500
-"""Records per approach and dimension whose texts and times are looked at one by one."""
+from annotation_server.runs.models import Attempt, RunTask
 
 CONFIDENCE_STEPS = 20
 UNKNOWN_CONFIDENCE = -1
 
-_BY_MODEL = (Approach.AUTOMATED.value, Approach.ANSWER_DRIVEN.value)
-_WORKED = (Annotation.Standing.VOTE, Annotation.Standing.SURPLUS)
 _DECIDED = (Resolution.Source.ADJUDICATION, Resolution.Source.REVIEW)
 _BY_OTHERS = (Resolution.Source.AGREEMENT, *_DECIDED)
-
-_SCATTER, _SCATTERED = 2654435761, 2**32
-"""Knuth's multiplicative hash: which records are in a sample depends on their ids alone, and not on their age."""
-
-
-@dataclass(slots=True)
-class Sampled:
-    """Some records of an approach, drawn as if at random, the same ones each time."""
-
-    records: int = 0
-    texts: list[Words] = field(default_factory=list)
-    person_seconds: list[float] = field(default_factory=list)
-    model_seconds: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -139,160 +108,6 @@ class _Step(Func):
         super().__init__(expression, template=f"COALESCE(CAST({step} AS integer), {UNKNOWN_CONFIDENCE})")
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Whose work is looked at: a project's, by one endpoint or any, on all its tasks or on those kept in a table."""
-
-    project: Project
-    endpoint: Endpoint | None
-    table: str = ""
-    """Of `chosen_tasks`, and within it only."""
-
-    def tasks(self) -> QuerySet[Task]:
-        found = Task.objects.filter(project=self.project)
-        return found.filter(pk__in=_kept(self.table)) if self.table else found
-
-    def by_people(self) -> QuerySet[Annotation]:
-        """What people said and did not take back."""
-        return self._on(Annotation.objects.filter(_manual(_WORKED)))
-
-    def by_people_at_all(self) -> QuerySet[Annotation]:
-        """Also what they took back."""
-        return self._on(Annotation.objects.filter(_manual((*_WORKED, Annotation.Standing.WITHDRAWN))))
-
-    def skipped(self) -> QuerySet[Flag]:
-        return self._on(Flag.objects.filter(skipped=True))
-
-    def settled(self, *approaches: str) -> QuerySet[RunTask]:
-        """Tasks of runs for which no further call is made."""
-        found = RunTask.objects.filter(run__approach__in=approaches).exclude(state=RunTask.State.WAITING)
-        return self._on(found if self.endpoint is None else found.filter(run__endpoint=self.endpoint))
-
-    def calls(self) -> QuerySet[Attempt]:
-        """Every call about them, refused ones included."""
-        found = Attempt.objects.exclude(run_task__state=RunTask.State.WAITING)
-        if self.endpoint is not None:
-            found = found.filter(run_task__run__endpoint=self.endpoint)
-        return self._on(found, "run_task__task")
-
-    def votes(self) -> QuerySet[Annotation]:
-        """Of people and imports: what others are held against."""
-        return self._on(Annotation.objects.filter(standing=Annotation.Standing.VOTE))
-
-    def _on(self, found: QuerySet[Any], task: str = "task") -> QuerySet[Any]:
-        found = found.filter(**{f"{task}__project": self.project})
-        if self.table:
-            found = found.filter(**{f"{task}__in": _kept(self.table)})
-        return found
-
-
-def _manual(standings: Sequence[str]) -> Q:
-    return Q(approach=Approach.MANUAL, standing__in=standings, annotator__kind=Annotator.Kind.PERSON)
-
-
-def approaches_tried(project: Project, endpoint: Endpoint | None) -> list[str]:
-    """Those that have worked on anything."""
-    scope = Scope(project, endpoint)
-    found = [Approach.MANUAL.value] if scope.by_people().exists() or scope.skipped().exists() else []
-    return found + [approach for approach in _BY_MODEL if scope.settled(approach).exists()]
-
-
-_CHOSEN, _DRAWN = "compared_task", "drawn_task"
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """The tasks that a comparison is over: how many per dimension, and how many of them are looked at."""
-
-    scope: Scope
-    """Those that are looked at."""
-    whole: Scope
-    """All of them: gold is scarce, and none of it is left out."""
-    tasks: Mapping[str, int]
-    looked_at: int
-
-
-@contextmanager
-def chosen_tasks(
-    project: Project, endpoint: Endpoint | None, tried: Sequence[str], *, shared: bool, most: int | None
-) -> Iterator[Chosen]:
-    """Those that all of `tried` worked on, or all; of more than `most` so many are looked at, drawn as if at random.
-
-    Their ids lie in temporary tables of this connection, so that a dozen queries need not each find them again; the
-    tables are gone after the block.
-    """
-    # A pooler before PostgreSQL leaves a connection to oneself for a transaction only. On SQLite, where the connection
-    # is one's own, a transaction would keep everybody else from writing.
-    around: AbstractContextManager[None] = _dropped_at_the_end()
-    if connection.vendor == "postgresql":
-        around = transaction.atomic()
-    every = Task.objects.filter(project=project)
-    whole = Scope(project, endpoint)
-    with around:
-        numbers = _per_dimension(every)
-        if shared:
-            _keep(_CHOSEN, *_worked_on_by_all(every, whole, tried).values("pk").query.sql_with_params())
-            whole = Scope(project, endpoint, _CHOSEN)
-            numbers = _per_dimension(Task.objects.filter(pk__in=_kept(_CHOSEN)))
-        scope, looked_at = whole, sum(numbers.values())
-        if most is not None and looked_at > most:
-            drawn = whole.tasks().annotate(place=_place("pk")).filter(place__lt=_SCATTERED * most // looked_at)
-            looked_at = _keep(_DRAWN, *drawn.values("pk").query.sql_with_params())
-            scope = Scope(project, endpoint, _DRAWN)
-        yield Chosen(scope, whole, numbers, looked_at)
-
-
-def _keep(table: str, sql: str, params: Sequence[Any]) -> int:
-    """What a query selects, as a temporary table of ids. Returns how many."""
-    in_postgresql = connection.vendor == "postgresql"
-    columns = "(id bigint PRIMARY KEY) ON COMMIT DROP" if in_postgresql else "(id INTEGER PRIMARY KEY)"
-    with connection.cursor() as cursor:
-        cursor.execute(f"DROP TABLE IF EXISTS {table}")
-        cursor.execute(f"CREATE TEMPORARY TABLE {table} {columns}")
-        cursor.execute(f"INSERT INTO {table} {sql}", params)
-        kept: int = cursor.rowcount
-        if in_postgresql:
-            cursor.execute(f"ANALYZE {table}")
-    return kept
-
-
-def _kept(table: str) -> RawSQL:
-    return RawSQL(f"SELECT id FROM {table}", ())  # noqa: S608, S611 - a name of ours
-
-
-@contextmanager
-def _dropped_at_the_end() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with connection.cursor() as cursor:
-            for table in (_CHOSEN, _DRAWN):
-                cursor.execute(f"DROP TABLE IF EXISTS {table}")
-
-
-def _place(key: str) -> ExpressionWrapper[Any]:
-    """Where an id lands when ids are scattered."""
-    return ExpressionWrapper(F(key) * _SCATTER % _SCATTERED, output_field=BigIntegerField())
-
-
-def _worked_on_by_all(tasks: QuerySet[Task], scope: Scope, tried: Sequence[str]) -> QuerySet[Task]:
-    for approach in tried:
-        if approach == Approach.MANUAL:
-            tasks = tasks.filter(Q(pk__in=scope.by_people().values("task")) | Q(pk__in=scope.skipped().values("task")))
-        else:
-            tasks = tasks.filter(pk__in=scope.settled(approach).values("task"))
-    return tasks
-
-
-def _per_dimension(tasks: QuerySet[Task]) -> dict[str, int]:
-    return dict(tasks.values_list("dimension").annotate(number=Count("pk")).order_by())
-
-
-def tasks_per_dimension(project: Project) -> dict[str, int]:
-    """All of them."""
-    return _per_dimension(Task.objects.filter(project=project))
-
-
 WorkOf = dict[tuple[str, str], Work]
 """By approach and dimension."""
 
@@ -305,7 +120,7 @@ def work_done(chosen: Chosen) -> WorkOf:
     _count_runs(scope, found)
     _count_calls(scope, found)
     _count_given(scope, found)
-    _check_by_gold(chosen.whole, found)
+    _check_by_gold(chosen.with_gold, found)
     _check_by_others(scope, found)
     return dict(found)
 
@@ -313,14 +128,14 @@ def work_done(chosen: Chosen) -> WorkOf:
 # How much, and what it cost
 
 
-def _turned_down() -> QuerySet[Review, tuple[int]]:
-    """Annotations that a reviewer rejected."""
+def turned_down() -> QuerySet[Review, tuple[int]]:
+    """Annotations that a reviewer rejected: no accepted records."""
     return Review.objects.filter(verdict=Review.Verdict.REJECTED, annotation__isnull=False).values_list("annotation")
 
 
 def _count_people(scope: Scope, found: WorkOf) -> None:
-    stands = Q(standing__in=_WORKED)
-    kept = stands & ~Q(pk__in=_turned_down())
+    stands = Q(standing__in=WORKED)
+    kept = stands & ~Q(pk__in=turned_down())
     rows = (
         scope.by_people_at_all()
         .values("task__dimension")
@@ -342,18 +157,19 @@ def _count_people(scope: Scope, found: WorkOf) -> None:
         found[Approach.MANUAL.value, dimension].asked += number
 
 
-def _accepted() -> Q:
-    return Q(state=RunTask.State.ACCEPTED) & ~Q(annotation__in=_turned_down())
+def accepted() -> Q:
+    """Tasks of runs whose annotation is an accepted record."""
+    return Q(state=RunTask.State.ACCEPTED) & ~Q(annotation__in=turned_down())
 
 
 def _count_runs(scope: Scope, found: WorkOf) -> None:
     rows = (
-        scope.settled(*_BY_MODEL)
+        scope.settled(*BY_MODEL)
         .values("run__approach", "task__dimension", step=_Step("annotation__confidence"))
         .annotate(
             asked=Count("pk"),
-            accepted=Count("pk", filter=_accepted()),
-            written=Count("pk", filter=_accepted() & ~Q(annotation__rationale="")),
+            accepted=Count("pk", filter=accepted()),
+            written=Count("pk", filter=accepted() & ~Q(annotation__rationale="")),
             unnamed=Count("pk", filter=Q(given_from=None)),
         )
     )
@@ -403,19 +219,19 @@ def _count_given(scope: Scope, found: WorkOf) -> None:
 
 
 def _check_by_gold(scope: Scope, found: WorkOf) -> None:
-    automated = scope.settled(Approach.AUTOMATED.value).filter(_accepted())
-    by_people = scope.by_people().exclude(pk__in=_turned_down())
-    _hold(found, Approach.MANUAL, "gold", by_people.filter(task__gold__isnull=False), "answer", "task__gold__answer")
+    automated = scope.settled(Approach.AUTOMATED.value).filter(accepted())
+    by_people = scope.by_people().exclude(pk__in=turned_down())
+    _hold(found, Approach.MANUAL, "gold", by_people, "answer", "task__gold__answer")
     _hold(
-        found, Approach.AUTOMATED, "gold", automated.filter(task__gold__isnull=False),
-        "annotation__answer", "task__gold__answer", confidence="annotation__confidence",
+        found, Approach.AUTOMATED, "gold", automated, "annotation__answer", "task__gold__answer",
+        confidence="annotation__confidence",
     )  # fmt: skip
     _check_copies(scope, found)
 
 
 def _check_by_others(scope: Scope, found: WorkOf) -> None:
-    automated = scope.settled(Approach.AUTOMATED.value).filter(_accepted())
-    by_people = scope.by_people().exclude(pk__in=_turned_down())
+    automated = scope.settled(Approach.AUTOMATED.value).filter(accepted())
+    by_people = scope.by_people().exclude(pk__in=turned_down())
     without_gold = automated.filter(task__gold=None)
     _hold(
         found, Approach.AUTOMATED, "others", without_gold.filter(task__resolution__source__in=_BY_OTHERS),
@@ -429,7 +245,7 @@ def _check_by_others(scope: Scope, found: WorkOf) -> None:
 
 def _check_copies(scope: Scope, found: WorkOf) -> None:
     """An answer-driven record copies its answer. Where gold was there before it, that may be what it copied."""
-    explained = scope.settled(Approach.ANSWER_DRIVEN.value).filter(_accepted(), task__gold__isnull=False)
+    explained = scope.settled(Approach.ANSWER_DRIVEN.value).filter(accepted(), task__gold__isnull=False)
     before = Q(task__gold__created_at__lte=F("annotation__created_at"))
     copies = explained.filter(before).values_list("task__dimension").annotate(number=Count("pk")).order_by()
     for dimension, number in copies:
@@ -507,54 +323,3 @@ def _patterns(tasks: QuerySet[Any, Any], *columns: str) -> Iterator[tuple[Any, .
 def _pairs(said: str) -> list[tuple[str, str]]:
     """What was joined: something, a colon, the letters of an answer."""
     return [(first, letters) for first, _colon, letters in (each.partition(":") for each in said.split(","))]
-
-
-# What it is like
-
-
-def sampled(scope: Scope, work: Mapping[tuple[str, str], Work]) -> dict[tuple[str, str], Sampled]:
-    """Up to SAMPLE accepted records of each approach and dimension, and, under dimension "", of all together."""
-    found: dict[tuple[str, str], Sampled] = {}
-    for approach in Approach.values:
-        numbers = {dimension: each.accepted for (of, dimension), each in work.items() if of == approach}
-        if any(numbers.values()):
-            found |= {(approach, dimension): each for dimension, each in _sampled(scope, approach, numbers).items()}
-    return found
-
-
-def _sampled(scope: Scope, approach: str, numbers: Mapping[str, int]) -> dict[str, Sampled]:
-    by_people = approach == Approach.MANUAL
-    place = _place("pk" if by_people else "annotation_id")
-    drawn = Q(pk__in=[])
-    for dimension, number in numbers.items():
-        drawn |= Q(task__dimension=dimension, place__lt=_below(number))
-    rows: QuerySet[Any]
-    if by_people:
-        rows = scope.by_people().exclude(pk__in=_turned_down())
-        columns: tuple[Any, ...] = ("rationale", "seconds_spent", Value(None, FloatField()))
-    else:
-        rows = scope.settled(approach).filter(_accepted())
-        latency = Attempt.objects.filter(run_task=OuterRef("pk")).order_by().values("run_task")
-        whole = Subquery(latency.annotate(whole=Sum("latency_ms")).values("whole"), output_field=FloatField())
-        columns = ("annotation__rationale", "given_from__seconds_spent", whole)
-    rows = rows.annotate(place=place).filter(drawn).order_by().values_list("task__dimension", "place", *columns)
-    found: dict[str, Sampled] = defaultdict(Sampled)
-    overall = _below(sum(numbers.values()))
-    for dimension, at, rationale, person_seconds, model_ms in sorted(rows, key=lambda row: row[1]):
-        text = words_of(rationale)
-        for sample in (found[dimension], *([found[""]] if at < overall else [])):
-            if sample.records == SAMPLE:
-                continue
-            sample.records += 1
-            if text:
-                sample.texts.append(text)
-            if person_seconds is not None:
-                sample.person_seconds.append(person_seconds)
-            if model_ms is not None:
-                sample.model_seconds.append(model_ms / 1000)
-    return dict(found)
-
-
-def _below(number: int) -> int:
-    """Scattered ids below it are SAMPLE of `number` or a few more."""
-    return _SCATTERED if number <= SAMPLE else min(_SCATTERED * SAMPLE * 5 // (number * 4), _SCATTERED)

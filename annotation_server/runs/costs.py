@@ -6,6 +6,7 @@ Not here: budgets and sums (ledger.py), how fast calls may follow one another (p
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from decimal import Decimal
 
 from annotation_server.runs.models import Endpoint
@@ -18,12 +19,25 @@ _PIXELS_PER_TOKEN = 28 * 28
 _QUESTION_TOKENS = 250
 
 
-def cost_of(endpoint: Endpoint, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> Decimal:
+@dataclass(slots=True)
+class Spent:
+    """What some calls took, added up."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: Decimal = Decimal(0)
+
+
+def cost_of(
+    endpoint: Endpoint, input_tokens: int, output_tokens: int, cached_tokens: int = 0, *, batched: bool = False
+) -> Decimal:
     """What a call cost at the endpoint's prices, in USD, to the last place that a row keeps: sums then stay exact."""
     cached = min(cached_tokens, input_tokens)
     cached_price = endpoint.input_price if endpoint.cached_input_price is None else endpoint.cached_input_price
     fresh = (input_tokens - cached) * endpoint.input_price
-    return ((fresh + cached * cached_price + output_tokens * endpoint.output_price) / _MILLION).quantize(_PLACES)
+    cost = (fresh + cached * cached_price + output_tokens * endpoint.output_price) / _MILLION
+    return (cost * endpoint.batch_price if batched else cost).quantize(_PLACES)
 
 
 def input_tokens_of(endpoint: Endpoint, images: Iterable[Image]) -> int:

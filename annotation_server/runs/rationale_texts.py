@@ -4,7 +4,7 @@ A word is a run of letters and digits, or one character where the script puts no
 share of different word pairs among a fixed number of word pairs: the same number for all that are compared, since more
 text always repeats itself more. Two texts are *nearly the same* when they share at least four fifths of the different
 word triples that either has (Jaccard). Definitions and thresholds are ours. Not here: drawing the sample
-(comparison_queries.py); refusing copies while a run goes on, which is a check of the workers.
+(comparison_samples.py); refusing copies while a run goes on, which is a check of the workers.
 """
 
 from __future__ import annotations

@@ -5,9 +5,8 @@ Not here: making the run (services.py), writing its tasks down (preparation.py).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
@@ -91,19 +90,23 @@ def _answer_to_explain(*, explained_too: bool) -> Q:
     return resolved | (Q(resolution=None, state=Task.State.OPEN) & (Q(gold__isnull=False) | voted))
 
 
-def with_given_answers(wanted: Wanted, tasks: QuerySet[Task]) -> Iterator[Selected]:
-    """The selected tasks one by one, read in batches so that half a million of them need little memory."""
+def next_selected(wanted: Wanted, *, after: int, but: int, most: int) -> list[Selected]:
+    """Up to `most` of the selected tasks `after` a task, of which `but` were taken before; empty after the last.
+
+    Read to the end: on SQLite a query that is still being read keeps its connection from writing, at once and for good,
+    as soon as anybody else has written.
+    """
+    tasks = select_tasks(wanted, after=after, but=but)[:most]
     if wanted.approach != Approach.ANSWER_DRIVEN:
-        yield from map(Selected, tasks.values_list("pk", flat=True).iterator(_BATCH))
-        return
-    rows = tasks.values_list("pk", "resolution__answer", "gold__answer").iterator(_BATCH)
-    while batch := list(islice(rows, _BATCH)):
-        votes: dict[int, list[Annotation]] = {}
-        given_by = Annotation.objects.filter(task__in=[pk for pk, *_ in batch], standing__in=_GIVEN_BY)
+        return [Selected(pk) for pk in tasks.values_list("pk", flat=True)]
+    rows = list(tasks.values_list("pk", "resolution__answer", "gold__answer"))
+    votes: dict[int, list[Annotation]] = {}
+    for start in range(0, len(rows), _BATCH):
+        some = [pk for pk, *_ in rows[start : start + _BATCH]]
+        given_by = Annotation.objects.filter(task__in=some, standing__in=_GIVEN_BY)
         for vote in given_by.only("task_id", "answer").order_by("pk"):
             votes.setdefault(vote.task_id, []).append(vote)
-        for task_id, resolved, gold in batch:
-            yield _given(task_id, resolved, gold, votes.get(task_id, []))
+    return [_given(task_id, resolved, gold, votes.get(task_id, [])) for task_id, resolved, gold in rows]
 
 
 def _given(task_id: int, resolved: Answer | None, gold: Answer | None, votes: list[Annotation]) -> Selected:

@@ -14,8 +14,8 @@ from django.utils.functional import Promise
 
 from annotation_server.annotations.models import Approach
 from annotation_server.jobs.models import Job, JobKind
-from annotation_server.runs.costs import cost_of, input_tokens_of
-from annotation_server.runs.models import Attempt, Run, RunChunk, RunTask
+from annotation_server.runs.costs import Spent, cost_of, input_tokens_of
+from annotation_server.runs.models import Attempt, Endpoint, Feature, Run, RunChunk, RunTask
 from annotation_server.runs.selection import Wanted, select_tasks
 from annotation_server.runs.wording import CHECK_LABELS
 from annotation_server.samples.models import Candidate, Image
@@ -65,26 +65,40 @@ class RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run would work on, and what it would cost at most if every sample of a task took one call."""
+    """What a run would work on, and what it would cost at most if nothing had to be asked again."""
 
     tasks: int
-    input_tokens: int
-    cost_usd: Decimal
+    input_tokens: int = 0
+    cost_usd: Decimal = Decimal(0)
+    resolve_calls: int = 0
+    """Blind re-solves: one for every reasoning that the other checks let pass, at most one a task."""
+    resolve_cost_usd: Decimal = Decimal(0)
+    """Of the cost."""
 
 
 _LOOKED_AT = 100
 """Tasks from either end of a selection whose images are measured for an estimate: others will be like them."""
 
 
-def estimate(wanted: Wanted, max_tokens: int = 512, samples: int = 1) -> Estimate:
+def estimate(
+    wanted: Wanted, max_tokens: int = 512, samples: int = 1, *, permute: bool = False, batched: bool = False
+) -> Estimate:
     """Tasks and cost of a run that has not been started: real sizes of images, replies of full length."""
     tasks = select_tasks(wanted).count()
     looked_at = _some_tasks(wanted)
     if not looked_at:
-        return Estimate(0, 0, Decimal(0))
-    each = [input_tokens_of(wanted.endpoint, images_of(task)) for task in looked_at]
-    input_tokens = sum(each) * tasks * samples // len(each)
-    return Estimate(tasks, input_tokens, cost_of(wanted.endpoint, input_tokens, tasks * samples * max_tokens))
+        return Estimate(0)
+    endpoint = wanted.endpoint
+    each = [input_tokens_of(endpoint, images_of(task)) for task in looked_at]
+    once = sum(each) * tasks // len(each)
+    # One request brings all samples where the endpoint can and they see the same: its images are paid for once.
+    requests = 1 if endpoint.can(Feature.CHOICES) and not permute else samples
+    asked = cost_of(endpoint, once * requests, tasks * samples * max_tokens, batched=batched)
+    if wanted.approach != Approach.ANSWER_DRIVEN or not wanted.project.blind_resolve:
+        return Estimate(tasks, once * requests, asked)
+    again = once + tasks * max_tokens  # a whole completion goes in again
+    resolved = cost_of(endpoint, again, tasks * max_tokens, batched=batched)
+    return Estimate(tasks, once * requests + again, asked + resolved, resolve_calls=tasks, resolve_cost_usd=resolved)
 
 
 def _some_tasks(wanted: Wanted) -> list[Task]:
@@ -124,6 +138,13 @@ def run_progress(run: Run) -> RunProgress:
         cost_usd=sums["spent"] or Decimal(0),
         tasks_per_second=settled / seconds if seconds > 0 else 0.0,
     )
+
+
+def spent_on_tests(endpoint: Endpoint) -> Spent:
+    """What its connection tests took, all together; they belong to no run."""
+    names = ("calls", "input_tokens", "output_tokens", "cost_usd")
+    sums = endpoint.tests.aggregate(**{name: Sum(name, default=0) for name in names})
+    return Spent(**sums)
 
 
 @dataclass(frozen=True, slots=True)

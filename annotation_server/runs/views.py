@@ -23,6 +23,7 @@ from annotation_server.jobs.models import JobKind
 from annotation_server.jobs.selectors import latest_job
 from annotation_server.projects.access import Access, Capability, access_to, may_name_keys, may_use_endpoints
 from annotation_server.runs import services
+from annotation_server.runs.batch_selectors import batch_progress
 from annotation_server.runs.forms import EndpointChangeForm, EndpointForm, RunForm
 from annotation_server.runs.models import Endpoint, EndpointTest, Feature, Run
 from annotation_server.runs.pacing import calls_at_once, pace_of
@@ -34,6 +35,7 @@ from annotation_server.runs.selectors import (
     refused_attempts,
     run_progress,
     said_in_run,
+    spent_on_tests,
 )
 
 ATTEMPTS_SHOWN = 50
@@ -97,6 +99,8 @@ def _endpoint_page(request: AuthenticatedRequest, found: Endpoint, form: Endpoin
         "pace": pace,
         "resting": resting,
         "at_once": calls_at_once(found, pace),
+        "tests": found.tests.count(),
+        "spent": spent_on_tests(found),
         "features": [(feature.label, found.can(feature), feature in found.overrides) for feature in Feature],
     }
     context |= _tested(test) if test else {}
@@ -129,7 +133,7 @@ def start(request: AuthenticatedRequest, slug: str) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         if "estimate" in request.POST:
             context |= {
-                "estimate": estimate(form.wanted(), form.cleaned_data["max_tokens"], form.cleaned_data["samples"]),
+                "estimate": estimate(form.wanted(), **form.sizes()),
                 "endpoint": form.cleaned_data["endpoint"],
             }
         else:
@@ -158,6 +162,7 @@ def run(request: AuthenticatedRequest, slug: str, run_id: int) -> HttpResponse:
         "refusals": other_refusals(counted),
         "refused": sum(counted.values()),
         "said": said_in_run(found),
+        "batches": batch_progress(found),
         "job": latest_job(JobKind.PREPARE_RUN, found.pk) if found.prepared_at is None else None,
     }
     return render(request, template, context)

@@ -1,7 +1,8 @@
 """The queue at work: making tasks and slots, claiming under a lease, keeping and giving back a lease, filling a slot.
 
 Nothing here counts rows while claiming, and no claim walks past what the person has already done: it begins at their
-cursor. Not here: what an annotation says and settles (annotations/services.py), gold (annotations/queue.py).
+cursor. Not here: skips and flags (flags.py), what an annotation says and settles (annotations/services.py), gold
+(annotations/queue.py).
 """
 
 from __future__ import annotations
@@ -452,6 +453,11 @@ def reopen(slot_id: int, person: Person) -> Claim:
     return _claim(slot, slot.lease_expires_at)
 
 
+def search_anew(project_id: int, person: Person) -> None:
+    """Let the person's search begin at the front: something that was passed over may be theirs again."""
+    QueueCursor.objects.filter(project=project_id, person=person).update(**_AT_THE_START)
+
+
 def lock_cursor(project_id: int, person: Person) -> None:
     """Let the person's own claims wait until the transaction ends: before the locks it takes on tasks and slots."""
     if connection.features.has_select_for_update:
@@ -465,41 +471,6 @@ def drop_open_slots(task_ids: Sequence[int]) -> None:
         # Locked first: a delete works by key, and would not see that a slot has been claimed since it was chosen.
         open_now = Slot.objects.select_for_update(skip_locked=True).filter(task__in=task_ids, state=Slot.State.OPEN)
         Slot.objects.filter(pk__in=list(open_now.values_list("pk", flat=True))).delete()
-
-
-def flag(*, task: Task, person: Person, reason: str, note: str, skip: bool) -> Flag:
-    """Say that something is wrong with a task; with `skip` also give it back, never to be asked again.
-
-    Saying it again changes what was said. ValueError for a reason that is not one of Flag.Reason.
-    """
-    if reason not in Flag.Reason.values:
-        raise ValueError(f"{reason!r} is no reason: expected one of {', '.join(Flag.Reason.values)}")
-    with transaction.atomic():
-        said, _created = Flag.objects.update_or_create(
-            task=task,
-            person=person,
-            skipped=skip,
-            defaults={"reason": reason, "note": note.strip()[:500], "closed_at": None, "closed_by": None},
-        )
-        if skip:
-            mine = Slot.objects.filter(task=task, person=person, state=Slot.State.CLAIMED).first()
-            if mine is not None and mine.lease_token is not None:
-                release(mine.pk, mine.lease_token)
-    return said
-
-
-def unskip(task: Task, person: Person) -> bool:
-    """Ask the person again after all; False when they had not skipped it."""
-    with transaction.atomic():
-        gone, _ = Flag.objects.filter(task=task, person=person, skipped=True).delete()
-        if gone:
-            QueueCursor.objects.filter(project=task.project_id, person=person).update(**_AT_THE_START)
-    return bool(gone)
-
-
-def close_flags(task: Task, person: Person) -> int:
-    """Somebody has dealt with what was said about a task. Returns how many flags that closes."""
-    return task.flags.filter(closed_at=None).update(closed_at=timezone.now(), closed_by=person)
 
 
 def _claimed(slot_id: int, lease_token: uuid.UUID) -> QuerySet[Slot]:

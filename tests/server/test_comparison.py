@@ -6,13 +6,16 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
+from django.db.models import F
 
 from annotation_server.annotations.decisions import adjudicate, review
 from annotation_server.annotations.models import Annotation, Approach, Resolution
 from annotation_server.annotations.services import add_gold, import_annotator, withdraw
 from annotation_server.projects.models import Membership, Project
 from annotation_server.runs.comparison import ALL, Comparison, Line, Measure, Reference, choose, compare
-from annotation_server.runs.comparison_queries import chosen_tasks, sampled, work_done
+from annotation_server.runs.comparison_queries import work_done
+from annotation_server.runs.comparison_samples import sampled
+from annotation_server.runs.comparison_scope import chosen_tasks
 from annotation_server.runs.models import Attempt, RunTask
 from annotation_server.tasks.models import Flag, Task
 from tests.server.compared import make_run, settle
@@ -279,7 +282,7 @@ def test_rationales_are_measured(project: Project) -> None:
 
 
 def test_a_sample_is_bounded_and_of_all_ages(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("annotation_server.runs.comparison_queries.SAMPLE", 20)
+    monkeypatch.setattr("annotation_server.runs.comparison_samples.SAMPLE", 20)
     person = make_member(project)
     for number, task in enumerate(make_tasks(project, 100)):
         annotate(task, person, "A", rationale="Fine.", seconds_spent=1 if number < 50 else 2)
@@ -289,6 +292,23 @@ def test_a_sample_is_bounded_and_of_all_ages(project: Project, monkeypatch: pyte
     assert 15 <= found.records == len(found.texts) <= 20
     assert 5 <= found.person_seconds.count(1) <= 15  # old ones and new ones
     assert found.person_seconds == again.person_seconds
+
+
+def test_a_sample_is_none_of_how_records_ids_follow_from_tasks_ids(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who works through a queue leaves records with the tasks' ids plus a number."""
+    monkeypatch.setattr("annotation_server.runs.comparison_samples.SAMPLE", 10)
+    person = make_member(project)
+    for task in make_tasks(project, 200):
+        annotate(task, person, "A", rationale="Fine.")
+    Resolution.objects.update(rationale_from=None)
+    found = []
+    for _shift in range(20):
+        Annotation.objects.update(id=F("id") + 1001)
+        with chosen_tasks(project, None, ["manual"], shared=False, most=100) as chosen:
+            found.append(sampled(chosen.scope, work_done(chosen))["manual", SHADOW].records)
+    assert 5 <= min(found) <= max(found) <= 10
 
 
 # Which tasks, whose work

@@ -7,8 +7,9 @@ from django.test import Client
 
 from annotation_server.annotations.queue import next_claims
 from annotation_server.projects.models import Membership
+from annotation_server.tasks.flags import close_flags, flag, unskip
 from annotation_server.tasks.models import Flag, Slot
-from annotation_server.tasks.services import claim_next, close_flags, flag, unskip
+from annotation_server.tasks.services import claim_next
 from tests.server.factories import annotate, make_member, make_project, make_task
 
 pytestmark = pytest.mark.django_db

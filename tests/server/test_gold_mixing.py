@@ -14,8 +14,9 @@ from annotation_server.annotations.models import Annotation, Resolution
 from annotation_server.annotations.queue import next_claims, paused
 from annotation_server.annotations.services import add_gold
 from annotation_server.projects.models import Membership, Project
+from annotation_server.tasks.flags import flag
 from annotation_server.tasks.models import Slot, Task
-from annotation_server.tasks.services import claim_next, flag, release
+from annotation_server.tasks.services import claim_next, release
 from tests.server.factories import annotate, make_member, make_project, make_sample, make_task
 
 pytestmark = pytest.mark.django_db

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from django.test import Client
+from django.utils import translation
 from django.utils.translation.template import templatize
 
 from annotation_server.projects.models import Membership
@@ -23,6 +24,13 @@ CALLS = {"_", "gettext", "gettext_lazy", "ngettext", "ngettext_lazy"}
 PLACES = re.compile(r"%\(\w+\)[sd]|%%|\{\w+\}")
 
 IN_CHINESE = {"Accept-Language": "zh-CN,zh;q=0.9"}
+
+
+@pytest.fixture(autouse=True)
+def nobody_speaks_chinese_afterwards() -> Iterator[None]:
+    """A request leaves its language behind in the thread, where the next test's command would speak it."""
+    yield
+    translation.deactivate()
 
 
 def in_python() -> Iterator[str]:

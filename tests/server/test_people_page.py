@@ -8,7 +8,7 @@ from django.test import Client
 from annotation_server.annotations.quality import PersonLine, people, per_day, said_by_task
 from annotation_server.annotations.services import add_gold, model_annotator, withdraw
 from annotation_server.projects.models import Membership, Project
-from annotation_server.tasks.services import flag
+from annotation_server.tasks.flags import flag
 from tests.server.factories import annotate, make_member, make_project, make_sample, make_task
 
 pytestmark = pytest.mark.django_db

@@ -18,17 +18,9 @@ from annotation_server.annotations.models import Annotation
 from annotation_server.annotations.queue import next_claims
 from annotation_server.annotations.services import AnnotationRefused, withdraw
 from annotation_server.projects.models import Project
+from annotation_server.tasks.flags import flag, unskip
 from annotation_server.tasks.models import Flag, QueueCursor, Slot, Task
-from annotation_server.tasks.services import (
-    MAX_HELD,
-    claim_next,
-    flag,
-    prioritise,
-    release,
-    release_all,
-    reorder_queue,
-    unskip,
-)
+from annotation_server.tasks.services import MAX_HELD, claim_next, prioritise, release, release_all, reorder_queue
 from tests.server.factories import annotate, make_member, make_project, make_sample, make_task
 
 pytestmark = pytest.mark.django_db

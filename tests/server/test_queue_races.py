@@ -22,8 +22,9 @@ from annotation_server.annotations.models import Annotation
 from annotation_server.annotations.queue import next_claims
 from annotation_server.annotations.services import AlreadyAnswered, AnnotationRefused, withdraw
 from annotation_server.projects.models import Project
+from annotation_server.tasks.flags import flag, unskip
 from annotation_server.tasks.models import Slot, Task
-from annotation_server.tasks.services import drop_open_slots, flag, prioritise, release, release_all, unskip
+from annotation_server.tasks.services import drop_open_slots, prioritise, release, release_all
 from tests.server.factories import annotate, make_member, make_project, make_sample, make_task
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -13,8 +13,8 @@ from annotation_server.annotations.selectors import TaskFilter, task_rows
 from annotation_server.annotations.services import add_gold, annotator_for, model_annotator
 from annotation_server.projects.access import access_to
 from annotation_server.projects.models import Membership, Project
+from annotation_server.tasks.flags import flag
 from annotation_server.tasks.models import Flag, Slot, Task
-from annotation_server.tasks.services import flag
 from tests.server.factories import annotate, make_member, make_project, make_sample, make_task
 
 pytestmark = pytest.mark.django_db

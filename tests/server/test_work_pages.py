@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from django.conf import settings
 from django.test import Client
+from django.utils import timezone
 
 from annotation_server.accounts.models import AuditEvent
 from annotation_server.datasets.models import DatasetVersion, Export
@@ -14,7 +16,8 @@ from annotation_server.datasets.services import create_export, create_version, f
 from annotation_server.jobs.models import Job, JobKind
 from annotation_server.projects.models import Membership, Project
 from annotation_server.runs import services as runs
-from annotation_server.runs.models import Endpoint, EndpointTest, Run
+from annotation_server.runs.costs import Spent
+from annotation_server.runs.models import Endpoint, EndpointTest, RequestBatch, Run
 from annotation_server.samples import storage
 from annotation_server.samples.models import Image, ImportBatch
 from tests.server.factories import annotate, make_member, make_person, make_project, make_sample, prepare
@@ -110,8 +113,16 @@ def test_what_a_test_found_is_shown_and_somebody_may_know_better(
 ) -> None:
     test = runs.start_endpoint_test(endpoint)
     features = {"json_schema": {"works": False, "detail": "it ignored the schema"}}
-    runs.record_endpoint_test(test.pk, ok=True, report={"features": features}, found={"json_schema": False})
+    spent = Spent(calls=7, input_tokens=6020, output_tokens=350, cost_usd=Decimal("0.00012"))
+    runs.record_endpoint_test(
+        test.pk, ok=True, report={"features": features}, found={"json_schema": False}, spent=spent
+    )
     page = client.get("/endpoints/local").content.decode()
+    assert "The test took 7 calls, 6020 + 350 tokens, 0.000120 USD." in page
+    assert "So far 1 test took 6020 + 350 tokens, 0.000120 USD" in page
+    by_api = client.get(f"/api/v1/endpoint-tests/{test.pk}").json()
+    assert (by_api["calls"], by_api["input_tokens"], Decimal(by_api["cost_usd"])) == (7, 6020, Decimal("0.00012"))
+    assert Decimal(client.get("/api/v1/endpoints/local").json()["tests_cost_usd"]) == Decimal("0.00012")
     assert "it ignored the schema" in page
     assert "Answers in a JSON schema: no" in page
 
@@ -130,6 +141,46 @@ def test_what_a_test_found_is_shown_and_somebody_may_know_better(
     assert "PUBLIC_URL" in wrong.content.decode()
     endpoint.refresh_from_db()
     assert endpoint.images_as == "data_uri"
+
+
+def test_a_run_through_the_batch_api_says_what_it_waits_for(
+    client: Client, project: Project, endpoint: Endpoint
+) -> None:
+    make_sample(project)
+    fields = {"endpoint": endpoint.pk, "approach": "automated", "temperature": 0, "max_tokens": 64, "max_attempts": 3}
+    refused = client.post("/projects/bottles/runs/start", fields | {"batched": "on"})
+    assert refused.status_code == 422
+    assert "batches: local is not known to have that feature" in refused.content.decode()
+    runs.change_endpoint(endpoint, {"overrides": {"batches": True}})
+    assert client.post("/projects/bottles/runs/start", fields | {"batched": "on"}).status_code == 302
+    run = prepare(Run.objects.get())
+    now = timezone.now()
+    chunk = run.chunks.get()
+    batches = [
+        RequestBatch.objects.create(
+            chunk=chunk,
+            state="out",
+            batch_id=str(n),
+            requests=10,
+            answered=n,
+            created_at=now,
+            expires_at=now,
+            trouble="",
+        )
+        for n in range(3)
+    ]
+    RequestBatch.objects.create(chunk=chunk, state="home", requests=5, ignored={"malformed": 2})
+    page = client.get(f"/projects/bottles/runs/{run.pk}").content.decode()
+    assert "through the Batch API" in page
+    assert "Waiting for the endpoint: 3 of 4 batches out, 3 of 30 requests answered, created 20" in page
+    assert "at the latest 20" in page
+    assert "<code>malformed</code> 2" in page
+    Run.objects.update(state="cancelled")
+    assert "hx-trigger" in client.get(f"/projects/bottles/runs/{run.pk}").content.decode()
+    RequestBatch.objects.filter(pk__in=[batch.pk for batch in batches]).update(state="home")
+    page = client.get(f"/projects/bottles/runs/{run.pk}").content.decode()
+    assert "4 batches, all home" in page
+    assert "hx-trigger" not in page
 
 
 def test_a_manager_cannot_have_the_servers_secrets_sent_anywhere(client: Client, project: Project) -> None:
@@ -154,6 +205,22 @@ def test_a_mistake_in_an_endpoint_is_said_on_the_page(client: Client, project: P
 RUN = {"approach": "automated", "temperature": "0", "max_tokens": "256", "max_attempts": "2"}
 
 
+def test_an_estimate_says_what_re_solves_take(client: Client, project: Project, endpoint: Endpoint) -> None:
+    (task,) = make_sample(project)[1]
+    annotate(task, make_member(project), "A")
+    project.blind_resolve = True
+    project.save()
+    Endpoint.objects.update(output_price=1)
+    fields = RUN | {"endpoint": endpoint.pk, "approach": "answer_driven", "estimate": "1"}
+    page = client.post("/projects/bottles/runs/start", fields).content.decode()
+    assert "Of it re-solves: 1 call, 0.0003 USD." in page
+    asked = {"endpoint": endpoint.name, "approach": "answer_driven", "max_tokens": 256}
+    address = "/api/v1/projects/bottles/runs/estimate"
+    said = client.post(address, asked, content_type="application/json").json()
+    assert (said["tasks"], said["resolve_calls"], Decimal(said["resolve_cost_usd"])) == (1, 1, Decimal("0.000256"))
+    assert Decimal(said["cost_usd"]) == 2 * Decimal(said["resolve_cost_usd"])
+
+
 def test_a_run_is_estimated_started_paused_resumed_and_cancelled(
     client: Client, project: Project, endpoint: Endpoint
 ) -> None:
@@ -163,6 +230,7 @@ def test_a_run_is_estimated_started_paused_resumed_and_cancelled(
     estimated = client.post("/projects/bottles/runs/start", fields | {"estimate": "1"}).content.decode()
     assert "1 task," in estimated
     assert "Knows drawn scenes only." in estimated
+    assert "re-solves" not in estimated
     assert not Run.objects.exists()
 
     client.post("/projects/bottles/runs/start", fields)

@@ -408,6 +408,19 @@ def test_an_estimate_goes_by_the_images_there_are(make_endpoint: MakeEndpoint) -
     assert selectors.estimate(replace(wanted, task_ids=[])).tasks == 0
 
 
+def test_an_estimate_counts_images_once_where_one_request_brings_all_samples(make_endpoint: MakeEndpoint) -> None:
+    project, _ = project_with_tasks(2)
+    endpoint = make_endpoint()
+    wanted = Wanted(project=project, endpoint=endpoint, approach=Approach.AUTOMATED)
+    services.change_endpoint(endpoint, {"overrides": {"choices": True}})
+    together, apart = selectors.estimate(wanted, samples=3), selectors.estimate(wanted, samples=3, permute=True)
+    one = selectors.estimate(wanted)
+    assert (together.input_tokens, apart.input_tokens) == (one.input_tokens, 3 * one.input_tokens)
+    # Every sample is written, at 1 USD per thousand tokens.
+    assert together.cost_usd - one.cost_usd == Decimal(2 * 2 * 512) / 1000
+    assert apart.cost_usd == 3 * one.cost_usd
+
+
 def test_nothing_stays_reserved_at_odd_prices(make_endpoint: MakeEndpoint, work: Work) -> None:
     """Added up as binary fractions, some 1e-17 of a dollar would, and a run over budget would wait for it for ever."""
     project, _ = project_with_tasks(12)

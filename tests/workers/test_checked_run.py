@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -184,6 +186,24 @@ def test_a_reasoning_is_solved_again_by_somebody_who_does_not_see_its_answer(
     assert len(fake.charges()) == 2
     assert selectors.refusals(run) == {}
     assert not run.chunks.exclude(reserved_usd=0).exists()
+
+
+def test_an_estimate_counts_re_solves_by_themselves(endpoint: Endpoint) -> None:
+    project = explained(2)
+    wanted = Wanted(project=project, endpoint=endpoint, approach=Approach.ANSWER_DRIVEN)
+    without = selectors.estimate(wanted, 100)
+    assert (without.resolve_calls, without.resolve_cost_usd) == (0, Decimal(0))
+    project.blind_resolve = True
+    said = selectors.estimate(wanted, 100)
+    assert said.resolve_calls == 2
+    # The images and the question again, with a completion of full length in it, and one more that comes out.
+    assert said.input_tokens == 2 * without.input_tokens + 2 * 100
+    assert said.resolve_cost_usd == without.cost_usd + Decimal(2 * 100) / 1000
+    assert said.cost_usd == without.cost_usd + said.resolve_cost_usd
+    automated = selectors.estimate(replace(wanted, approach=Approach.AUTOMATED), 100)
+    assert (automated.tasks, automated.resolve_calls) == (0, 0)
+    automated = selectors.estimate(replace(wanted, approach=Approach.AUTOMATED, resolved_too=True), 100)
+    assert (automated.tasks, automated.cost_usd, automated.resolve_calls) == (2, without.cost_usd, 0)
 
 
 def test_a_reasoning_that_leads_somebody_else_elsewhere_is_refused(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from annotation_server.runs import services
+from annotation_server.runs import selectors, services
 from annotation_server.runs.models import Endpoint, EndpointTest, Feature
 from tests.workers.conftest import FakeEndpoint, MakeEndpoint
 
@@ -39,6 +40,19 @@ def test_it_works(endpoint: Endpoint, work: Work, settings: Any, live_server: An
     assert test.report["features"]["image_url"]["detail"] == "a picture takes 980 tokens of input"
 
 
+def test_what_a_test_takes_is_kept(fake: FakeEndpoint, endpoint: Endpoint, work: Work) -> None:
+    first = result_of(endpoint, work)
+    assert first.calls == len(fake.charges()) == 7
+    assert first.input_tokens == 6 * 1000 + 20  # one of the calls is told to have no picture in it
+    assert first.output_tokens == sum(charge["output_tokens"] for charge in fake.charges().values())
+    assert first.cost_usd == Decimal(first.input_tokens + first.output_tokens) / 1000  # a dollar per thousand tokens
+    fake.control(mode="unauthorised")
+    second = result_of(endpoint, work)
+    assert (second.ok, second.calls, second.cost_usd) == (False, 1, Decimal(0))
+    spent = selectors.spent_on_tests(endpoint)
+    assert (spent.calls, spent.cost_usd) == (first.calls + 1, first.cost_usd)
+
+
 def test_features_that_are_ignored_with_a_200_are_not_there(
     fake: FakeEndpoint, endpoint: Endpoint, work: Work, settings: Any
 ) -> None:
@@ -54,6 +68,7 @@ def test_features_that_are_ignored_with_a_200_are_not_there(
         "json_schema": "it took the schema with a 200 and ignored it: 'Hello!'",
         "logprobs": "it took the question with a 200 and told none",
         "choices": "asked for two completions with a 200, it gave 1",
+        "batches": f"fake ({fake.base}/v1) answered 404: Not Found",
     }
 
 

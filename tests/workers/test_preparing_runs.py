@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from annotation_server.annotations.models import Approach
+from annotation_server.annotations.services import add_gold
 from annotation_server.jobs.models import Job, JobKind
-from annotation_server.runs import preparation, selectors, services
+from annotation_server.runs import preparation, selection, selectors, services
 from annotation_server.runs.models import Endpoint, Run, RunTask
 from annotation_server.runs.selection import Wanted
 from tests.server.factories import make_project, make_sample, prepare
@@ -74,6 +76,42 @@ def test_a_killed_preparation_goes_on_where_it_was(
     assert sorted(run.chunks.values_list("ordinal", flat=True)) == list(range(6))
     assert RunTask.objects.filter(run=run).values("task").distinct().count() == 17
     assert sum(run.chunks.values_list("tasks", flat=True)) == 17
+
+
+@pytest.mark.parametrize("approach", [Approach.AUTOMATED, Approach.ANSWER_DRIVEN])
+def test_others_write_while_tasks_are_written_down(
+    approach: Approach, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On SQLite a query that is still being read keeps its connection from writing once anybody else has written."""
+    project = make_project(dimensions=["physical_shadow"])
+    for _ in range(20):
+        _, (task,) = make_sample(project)
+        add_gold({task: frozenset("A")})
+    monkeypatch.setattr(selection, "_BATCH", 2)
+    run = services.start_run(Wanted(project=project, endpoint=endpoint, approach=approach, resolved_too=True))
+    write = preparation._write
+
+    def write_after_somebody_else(*args: Any) -> None:
+        write(*args)
+        transaction.on_commit(lambda: in_a_thread(lambda: Endpoint.objects.update(caveat="Somebody wrote.")))
+
+    monkeypatch.setattr(preparation, "_write", write_after_somebody_else)
+    assert prepare(run).state == Run.State.WAITING
+    given = run.run_tasks.order_by("task").values_list("given_answer", flat=True)
+    assert list(given) == [None if approach == Approach.AUTOMATED else frozenset("A")] * 20
+
+
+def in_a_thread(act: Callable[[], object]) -> None:
+    """By a connection of its own."""
+
+    def then_close() -> None:
+        try:
+            act()
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as one:
+        one.submit(then_close).result()
 
 
 def test_preparing_twice_changes_nothing(endpoint: Endpoint) -> None:

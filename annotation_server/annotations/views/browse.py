@@ -30,7 +30,8 @@ from annotation_server.annotations.selectors import (
     tasks_shown_to,
 )
 from annotation_server.projects.access import Access, Capability, access_to
-from annotation_server.tasks.services import close_flags, prioritise
+from annotation_server.tasks.flags import close_flags
+from annotation_server.tasks.services import prioritise
 
 _CSV_AT_ONCE = 1000
 

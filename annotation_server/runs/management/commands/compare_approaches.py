@@ -13,7 +13,7 @@ from annotation_server.annotations.csv_files import safe_cell
 from annotation_server.projects.models import Project
 from annotation_server.runs.comparison import Choice, Comparison, Line, Measure, Reference, choose, compare
 from annotation_server.runs.comparison_forms import WANTED
-from annotation_server.runs.comparison_queries import MOST_TASKS
+from annotation_server.runs.comparison_scope import MOST_TASKS
 from annotation_server.runs.comparison_table import COLUMNS, choice_figures, figures, row
 from annotation_server.runs.correctness import Share
 from annotation_server.runs.mix import Option

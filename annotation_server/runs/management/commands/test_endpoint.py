@@ -38,6 +38,10 @@ class Command(BaseCommand):
             f"{endpoint} works: {report['latency_ms']} ms, {report['input_tokens']} + {report['output_tokens']} tokens"
         )
         self.stdout.write(f"  {report['detail']}")
+        self.stdout.write(
+            f"  the test took {test.calls} calls, {test.input_tokens} + {test.output_tokens} tokens, "
+            f"${test.cost_usd:.6f}"
+        )
         for name, probe in report.get("features", {}).items():
             works = {True: "yes", False: "no", None: "?"}[probe["works"]]
             self.stdout.write(f"  {name}: {works} ({probe['detail']})")
