@@ -127,8 +127,12 @@ class SelfCheck:
         return max(self.logprobs, self.gradients)
 
 
-SELF_CHECK_TOLERANCE = {32: 1e-3, 16: 5e-2}
-"""Largest mean difference by bits of what is computed in. Ours; equal code differs by 1e-6 and 1e-2."""
+SELF_CHECK_TOLERANCE = {32: (1e-3, 1e-3), 16: (0.1, 0.25)}
+"""Largest mean differences of log-probabilities and of gradients, by bits of what is computed in. Ours.
+
+Equal code was measured to differ by 1e-6 in 32 bits, and by up to .008 and .03 in 16; a branch that sees a wrong token
+differs by far more. Rounding in 16 bits grows with depth, and a false alarm would stop a run that is right.
+"""
 
 
 def self_check(screener: Screener, groups: PrefixGroups, *, thorough: bool = True, bits: int = 32) -> SelfCheck:
@@ -156,11 +160,11 @@ def self_check(screener: Screener, groups: PrefixGroups, *, thorough: bool = Tru
         apart = sum(float((a - b).abs().sum()) for a, b in zip(ours, theirs, strict=True)) / size if size else 0.0
     found = SelfCheck(float((told - oracle).detach().abs().mean()), apart)
     measured = {"log-probabilities": found.logprobs, "gradients": found.gradients}
-    for what, difference in measured.items():
-        if not difference <= SELF_CHECK_TOLERANCE[bits]:  # a NaN too
+    for (what, difference), most in zip(measured.items(), SELF_CHECK_TOLERANCE[bits], strict=True):
+        if not difference <= most:  # a NaN too
             raise SelfCheckFailed(
                 f"prefix_attention: {screener.prefix_attention} gives {what} that differ by {difference:.2g} on "
-                f"average from those of repeated prompts (up to {SELF_CHECK_TOLERANCE[bits]:g} is taken): "
+                f"average from those of repeated prompts (up to {most:g} is taken): "
                 "set prefix_attention=mask"
             )
     return found

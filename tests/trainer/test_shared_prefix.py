@@ -148,6 +148,14 @@ def test_nothing_of_the_row_squared_is_kept(screener: Screener) -> None:
     assert found[0] < found[1] / 3
 
 
+@pytest.mark.parametrize("method", ["merged", "joined"])
+def test_sixteen_bits_pass_the_check(any_screener: Screener, method: PrefixAttention) -> None:
+    groups, _ = sft_groups(any_screener)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = self_check(replace(any_screener, prefix_attention=method), groups, bits=16)
+    assert found.worst > 1e-5  # it was computed in 16 bits
+
+
 def test_the_first_batch_is_checked(screener: Screener, monkeypatch: pytest.MonkeyPatch) -> None:
     groups, _ = sft_groups(screener)
     assert self_check(screener, groups).worst < 1e-5
