@@ -148,16 +148,21 @@ def restore(checkpoint: Path, optimizer: torch.optim.Optimizer, device: torch.de
 
 
 def find_model(path: Path) -> Path:
-    """The model directory that `path` means: itself, or of a run its model, or the one of its newest checkpoint."""
+    """The model directory that `path` means: itself, or of a run its model, or the one of its newest checkpoint.
+
+    ConfigRefused for a run that holds none.
+    """
     if (path / MODEL / "config.json").exists():
         return path / MODEL
     checkpoints = sorted((path / CHECKPOINTS).glob(f"step-*[0-9]/{MODEL}"))
+    if not checkpoints and run_settings(path) and not any(path.glob("*.safetensors")):
+        raise ConfigRefused(f"{path}: this run has no whole model yet: go on with it (resume=true) to its end")
     return checkpoints[-1] if checkpoints else path
 
 
 def run_settings(path: Path) -> dict[str, Any]:
     """The settings of the run that `path` is, or that made the model which `path` is; empty where there is none."""
-    for directory in (path, path.resolve().parent):
+    for directory in (path, *path.resolve().parents[:3]):  # as far up as from a checkpoint's model
         try:
             told = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

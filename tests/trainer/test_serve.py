@@ -28,7 +28,7 @@ from PIL import Image
 from tests.trainer.conftest import make_screener, random_images
 from trainer.batcher import SaidText
 from trainer.chat import ApiError, Limits, chat_row, read_request
-from trainer.checkpoint import find_model
+from trainer.checkpoint import find_model, run_settings
 from trainer.config import ConfigRefused
 from trainer.contract import prompts
 from trainer.contract.dimensions import Dimension, Polarity
@@ -267,13 +267,17 @@ def test_too_large_and_too_many(server: Server, client: openai.OpenAI, monkeypat
 
 def test_a_run_directory_is_served_by_its_name(server: Server, tmp_path: Path) -> None:
     run = tmp_path / "first"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"command": "sft", "image_max_side": 24}))
+    with pytest.raises(ConfigRefused, match="first: this run has no whole model yet"):
+        find_model(run)
     shutil.copytree(server.config.model_dir, run / "checkpoints" / "step-00000003" / "model")
     shutil.copytree(server.config.model_dir, run / "checkpoints" / "step-00000009.partial" / "model")
-    (run / "config.json").write_text(json.dumps({"command": "sft", "image_max_side": 24}))
     assert find_model(run) == run / "checkpoints" / "step-00000003" / "model"
     shutil.copytree(server.config.model_dir, run / "model")
     assert find_model(run) == run / "model"
     assert find_model(run / "model") == run / "model"
+    assert run_settings(run / "checkpoints" / "step-00000003" / "model")["image_max_side"] == 24
     for given in (run, run / "model"):
         with make_server(ServeConfig(model_dir=given, port=0, device="cpu")) as made:
             assert made.name == given.name
