@@ -14,9 +14,10 @@ import unicodedata
 from functools import cache
 
 from annotation_server.runs.words import Shingle, contained, shingles, words
-from annotation_workers.said import letters_named, sentences, verdicts_said
+from annotation_workers.said import letters_named, verdicts_said
 from annotation_workers.verdicts import Check, Question, Rejected
 from trainer.contract.answers import Answer, Completion, format_answer
+from trainer.contract.conclusions import sentences
 from trainer.contract.dimensions import Dimension, Polarity, letters
 from trainer.contract.feedback import Objection
 from trainer.contract.prompts import EXPLAIN_WISH, FORM, criterion

@@ -6,7 +6,6 @@ says decides about the attempt that it resolves. Not here: when it is called (an
 
 from __future__ import annotations
 
-from annotation_workers.said import without_conclusion
 from annotation_workers.verdicts import Question, Rejected, read_and_check
 from trainer.contract.answers import Completion, format_answer
 from trainer.contract.feedback import Objection
@@ -14,9 +13,8 @@ from trainer.contract.prompts import Prompt, resolve
 
 
 def build_prompt(question: Question, rationale: str) -> Prompt:
-    """Images and reasoning; where nothing is left once its conclusion is cut off, the reasoning was its conclusion."""
-    reasoning = without_conclusion(rationale)
-    return resolve(question.dimension, question.polarity, question.candidates, reasoning)
+    """Images and reasoning; the prompt itself cuts the conclusion off."""
+    return resolve(question.dimension, question.polarity, question.candidates, rationale)
 
 
 def read(question: Question, text: str) -> Completion | Rejected:

@@ -1,13 +1,15 @@
-"""The local model over `trainer serve`, both approaches on drawn scenes, with every check on: figures, and bounds.
+"""A fallible local model over `trainer serve`, both approaches on drawn scenes: every check fires, most is accepted.
 
-It prints what it counted: `pytest -m soak -s tests/workers/test_local_model.py`. Three checks cannot fire here,
-and two seldom do: the model has never read words that leak, never leaves its reasoning out, and always answers who
-asks it to solve again. test_checked_run.py has all of them fire.
+It prints what it counted: `pytest -m soak -s tests/workers/test_local_model.py`; `SEED=2` before it takes other scenes.
+The model is fixtures/fallible_screener, which was taught failings; what it writes is sampled, nothing is scripted. The
+project's settings are chosen for it: reasonings of up to 65 words, so that its longest ones are too long, and a lower
+likeness of near-copies, so that its stock sentence is one even with a word in another place.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -37,22 +39,24 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
-SAMPLES = 40
+SEED = int(os.getenv("SEED", "1"))
+"""Of the scenes, and of the answers that are mistaken."""
+SAMPLES = 60
 WRONG = 0.15
 """Share of the simulated person's answers that are wrong in one letter: what is to be explained is not always true."""
-SELDOM = {Objection.EMPTY_TALK, Objection.CONTRADICTS}
-NEVER = {Objection.NO_RATIONALE, Objection.LEAKS, Objection.RESOLVE_UNREAD}
+TEMPERATURE = 0.9
+"""At which the model does what it was taught seldom, and still says what it sees."""
 
 
 @pytest.fixture
 def local() -> Iterator[Endpoint]:
-    """The local model, served as `make run` serves it."""
-    argv = [sys.executable, "-m", "trainer", "serve", "--set", "model_dir=fixtures/local_screener", "port=0"]
+    """The fallible model, served as `make run` serves the local model."""
+    argv = [sys.executable, "-m", "trainer", "serve", "--set", "model_dir=fixtures/fallible_screener", "port=0"]
     with subprocess.Popen(argv, cwd=settings.BASE_DIR, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         url = server.stdout.readline().split()[-1]
         yield services.create_endpoint(
-            name="local", base_url=url, model="local_screener", image_side=64, concurrency=16
+            name="local", base_url=url, model="fallible_screener", image_side=64, concurrency=16
         )
         server.terminate()
 
@@ -67,18 +71,16 @@ class Drawn:
 @pytest.fixture
 def drawn(tmp_path: Path) -> Drawn:
     """Drawn scenes; a simulated person has answered every task, now and then wrong, without a reasoning."""
-    for _ in write_samples(tmp_path / "scenes", SAMPLES, seed=4711, size=64, answers=True):
+    for _ in write_samples(tmp_path / "scenes", SAMPLES, seed=SEED, size=64, answers=True):
         pass
     rows = [json.loads(line) for line in (tmp_path / "scenes" / "samples.jsonl").read_text().splitlines()]
     truth = {row["external_id"]: row.pop("answers") for row in rows}
     for row in rows:
         del row["rationales"]
     (tmp_path / "scenes" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    project = make_project(
-        slug="drawn", rationale_min_words=39, rationale_max_words=65, near_copy=0.8, blind_resolve=True
-    )
+    project = make_project(slug="drawn", rationale_max_words=65, near_copy=0.7, blind_resolve=True)
     import_source(project, tmp_path / "scenes" / "samples.jsonl")
-    person, dice, mistaken = make_member(project), random.Random(1), set()
+    person, dice, mistaken = make_member(project), random.Random(SEED), set()
     for task in Task.objects.filter(project=project).select_related("sample").order_by("pk"):
         answer = set(truth[task.sample.external_id][task.dimension])
         if dice.random() < WRONG:
@@ -90,7 +92,8 @@ def drawn(tmp_path: Path) -> Drawn:
 
 def worked(project: Project, endpoint: Endpoint, approach: Approach, work: Callable[[], None]) -> Run:
     run = services.start_run(
-        Wanted(project=project, endpoint=endpoint, approach=approach, resolved_too=approach == Approach.AUTOMATED)
+        Wanted(project=project, endpoint=endpoint, approach=approach, resolved_too=approach == Approach.AUTOMATED),
+        temperature=TEMPERATURE,
     )
     work()
     run.refresh_from_db()
@@ -116,4 +119,4 @@ def test_both_approaches_on_drawn_scenes(drawn: Drawn, local: Endpoint, work: Ca
         assert 0.5 <= share <= 0.95
         assert progress.accepted == Annotation.objects.filter(approach=approach).exclude(rationale="").count()
         assert not Attempt.objects.filter(run_task__run=run, outcome__in=("sent", "answered")).exists()
-    assert {objection for objection in Objection if not fired[objection]} <= NEVER | SELDOM
+    assert [objection for objection in Objection if not fired[objection]] == []

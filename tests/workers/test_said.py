@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from annotation_workers.said import letters_named, verdicts_said, without_conclusion
+from annotation_workers.said import letters_named, verdicts_said
 from fixtures.scenes import describe_sample
+from trainer.contract.conclusions import without_conclusion
 from trainer.contract.dimensions import DIMENSIONS
 
 
@@ -95,23 +96,6 @@ def test_letters_that_are_no_candidates_are_nobody() -> None:
 )
 def test_letters_are_named_and_articles_are_not(text: str, expected: str) -> None:
     assert "".join(sorted(letters_named(text, 4))) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "reasoning"),
-    [
-        ("A: a shadow, fine. B: none, flawed. Fine: A. Flawed: B.", "A: a shadow, fine. B: none, flawed."),
-        ("A stands. B floats. So A is acceptable.", "A stands. B floats."),
-        ("A stands. B floats.\nTherefore the answer is A.", "A stands. B floats."),
-        ("A stands. B floats. The final answer: A.", "A stands. B floats."),
-        ("A stands. A and C are acceptable.", "A stands."),
-        ("A stands. B is flawed.", "A stands. B is flawed."),
-        ("A站在地上。B悬空。因此答案是A。", "A站在地上。 B悬空。"),
-        ("Fine: A.", ""),
-    ],
-)
-def test_a_conclusion_is_cut_off_and_the_reasoning_stays(text: str, reasoning: str) -> None:
-    assert without_conclusion(text) == reasoning.strip()
 
 
 def test_drawn_scenes_say_of_every_candidate_what_is_true_with_and_without_their_conclusion() -> None:

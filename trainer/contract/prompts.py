@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from trainer.contract.answers import Answer, format_answer
+from trainer.contract.conclusions import without_conclusion
 from trainer.contract.dimensions import Dimension, Polarity, letters
 
 
@@ -120,9 +121,12 @@ def explain(dimension: Dimension, polarity: Polarity, count: int, answer: Answer
 
 
 def resolve(dimension: Dimension, polarity: Polarity, count: int, reasoning: str) -> Prompt:
-    """The images and a reasoning without its answer: what answer does it lead to?"""
+    """The images and a reasoning, whose conclusion is cut off here: what answer does it lead to?
+
+    Where nothing is left, the reasoning was its conclusion.
+    """
     question = (
-        f"Judge {_CRITERIA[dimension]}. Somebody reasoned: {reasoning.strip()} "
+        f"Judge {_CRITERIA[dimension]}. Somebody reasoned: {without_conclusion(reasoning)} "
         f"Following the images and this reasoning, which candidates are {_LISTED[polarity]}? {FORM}"
     )
     return _prompt(PromptKind.RESOLVE, count, question)
