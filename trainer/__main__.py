@@ -1,4 +1,4 @@
-"""``python -m trainer sft|grpo|evaluate|serve --config FILE [--set key=value ...]``.
+"""``python -m trainer sft|grpo|evaluate|ablate|report|serve --config FILE [--set key=value ...]``.
 
 Each command is a module with a settings dataclass and ``main(config)``; only the one asked for is imported. A user's
 mistake is one line on stderr and exit code 1, wrong usage exits with 2, a stop by Ctrl-C or SIGTERM with 130.
@@ -7,6 +7,7 @@ mistake is one line on stderr and exit code 1, wrong usage exits with 2, a stop 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 from pathlib import Path
@@ -19,8 +20,12 @@ COMMANDS = {
     "sft": ("SFTConfig", "teach a model to reason and answer from records"),
     "grpo": ("GRPOConfig", "improve a model by reward on its own answers, hard cases more often"),
     "evaluate": ("EvaluateConfig", "score a model or an endpoint on records"),
+    "ablate": ("AblateConfig", "what each stage of training is worth, over several seeds"),
+    "report": ("ReportConfig", "plots and one page about a run"),
     "serve": ("ServeConfig", "answer over the OpenAI protocol"),
 }
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
         module.main(load_config(getattr(module, COMMANDS[given.command][0]), given.config, given.set))
     except (Refused, ExportRefused, RecordRefused) as error:
         print(f"trainer: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(f"trainer: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("trainer: stopped", file=sys.stderr)

@@ -14,12 +14,16 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trainer.contract.answers import Answer
+from trainer.contract.answers import Answer, format_completion
 from trainer.contract.dimensions import AnswerSource, Approach, Dimension, Polarity, Split, letters
 from trainer.contract.exports import write_export
-from trainer.contract.prompts import PROMPT_VERSIONS
+from trainer.contract.prompts import PROMPT_VERSIONS, PromptKind
 from trainer.contract.records import ImageFile, Record
-from trainer.model import Screener, new_screener
+from trainer.contract.scores import all_answers
+from trainer.data import completion_ids, encode_prompts, make_example, read_split
+from trainer.images import ImageStore
+from trainer.model import Screener, new_screener, save_screener
+from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 SIDE = 16
 MakeExport = Callable[..., Path]
@@ -198,3 +202,38 @@ def make_export(tmp_path: Path) -> MakeExport:
         return directory
 
     return make
+
+
+SHADOW = (Dimension.PHYSICAL_SHADOW,)
+
+
+@pytest.fixture
+def export(make_export: MakeExport) -> Path:
+    """Sixteen samples in one dimension, without rationales."""
+    return make_export(samples=16, rationales=False, dimensions=SHADOW)
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Path:
+    """A model that writes readable answers, any of the sixteen alike: it knows the form and nothing else. Made once."""
+    directory = tmp_path_factory.getbasetemp() / "grpo-start"
+    if directory.exists():
+        return directory
+    screener = make_screener(tmp_path_factory.mktemp("new"))
+    records = read_split(export, Split.TRAIN, SHADOW, Polarity.ACCEPTABLE)[:4]
+    images = ImageStore(screener, export)
+    batch = encode_prompts(
+        screener,
+        [make_example(record, PromptKind.ASK).prompt for record in records],
+        [images.of(record) for record in records],
+    )
+    said = [Branch([], completion_ids(screener, format_completion("", answer))) for answer in all_answers(4)]
+    optimizer = torch.optim.AdamW(screener.model.parameters(), lr=4e-3)
+    for _ in range(60):
+        scored = completion_logprobs(screener, PrefixGroups(batch, [said] * len(records)))
+        (-scored.logprobs.sum() / scored.mask.sum()).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(screener.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    save_screener(screener, directory)
+    return directory

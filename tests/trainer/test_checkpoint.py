@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     screener = make_screener(tmp_path / "model")
     optimizer = make_optimizer(screener, config)
     where = RunDirectory(config).save_checkpoint(screener, optimizer, TrainerState(step=1))
-    (where / "optimizer.pt").write_bytes(b"cut")
+    (where / "optimizer.safetensors").write_bytes(b"cut")
     with pytest.raises(ConfigRefused, match="cannot be resumed from"):
         restore(where, optimizer, torch.device("cpu"))
 
