@@ -109,12 +109,14 @@ def plots_of(rows: Sequence[Row]) -> list[Plot]:
         Plot("written", "Targets that greedy decoding would write", "share", written),
         Plot("lengths", "Length of completions", "tokens", [line("mean", "completion_tokens")]),
         Plot("cut", "Cut and unreadable completions", "share", [line("cut off", "truncated"), unreadable]),
-        Plot("kl", "KL to the start, entropy", "nats per token", [line("KL", "kl"), line("entropy", "entropy")]),
+        Plot("kl", "KL to the start", "nats per token", [line("KL", "kl")]),
+        Plot("entropy", "Entropy of completions", "nats per token", [line("entropy", "entropy")]),
         Plot("gradient", "Gradient norm before clipping", "", [line("norm", "grad_norm")]),
         Plot("throughput", "Throughput", "tokens per second", [Line("tokens", _throughput(rows))]),
     ]
     drawn = [replace(plot, lines=[one for one in plot.lines if any(y for _, y in one.points)]) for plot in wanted]
-    return [plot for plot in drawn if plot.lines]
+    # One point alone, an evaluation at the end say, stands among the closing figures.
+    return [plot for plot in drawn if any(len(one.points) > 1 for one in plot.lines)]
 
 
 def draw_plots(rows: Sequence[Row], directory: Path) -> list[Path]:
@@ -221,6 +223,7 @@ def _closing_figures(rows: Sequence[Row]) -> str:
         "validation exact match": ("validation", "exact"),
         "validation DPA": ("validation", "dpa"),
         "validation loss": ("validation_loss",),
+        "targets that greedy decoding would write": ("validation_written",),
         "rollouts": ("rollouts",),
     }
     for name, path in last.items():

@@ -55,7 +55,7 @@ def test_every_figure_that_was_asked_for_has_its_plot(tmp_path: Path) -> None:
 
 
 def test_a_figure_that_is_always_zero_has_none(tmp_path: Path) -> None:
-    rows = [{**row, "kl": 0.0, "entropy": 0.0} for row in grpo_rows(5)]
+    rows = [{**row, "kl": 0.0} for row in grpo_rows(5)]
     assert "kl" not in {plot.name for plot in plots_of(rows)}
 
 
