@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         module.main(load_config(getattr(module, COMMANDS[given.command][0]), given.config, given.set))
     except (Refused, ExportRefused, RecordRefused) as error:
-        print(f"trainer: {error}", file=sys.stderr)
+        _say(f"trainer: {error}")
         return 1
     except OSError as error:
         if error.errno not in _NO_ROOM:
@@ -55,9 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"trainer: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("trainer: stopped", file=sys.stderr)
+        _say("trainer: stopped")
         return 130
     return 0
+
+
+def _say(line: str) -> None:
+    # What is wrong is wrong in every process that torchrun started: one says it.
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

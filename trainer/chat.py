@@ -1,14 +1,16 @@
 """A chat completion request of the OpenAI protocol: read strictly, refused clearly, turned into a row of tokens.
 
-What this server cannot do (log-probabilities, response formats, tools, streaming, fetching URLs) is refused with a
-message that says so, never ignored. Messages in the form of contract/prompts.py become the very tokens that training
-saw; others are laid out by the model's own chat template. Not here: HTTP and batching (serve.py).
+What this server cannot do (response formats, tools, penalties, fetching URLs) is refused with a message that says so,
+and so is a field it does not know: nothing that would change an answer is ignored. Messages in the form of
+contract/prompts.py become the very tokens that training saw; others are laid out by the model's own chat template.
+Not here: HTTP (serve.py), batching (batcher.py).
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 import io
 import random
 from collections.abc import Mapping
@@ -24,16 +26,25 @@ from trainer.model import Screener
 from trainer.rollout import Sampling
 
 _REFUSED = {
-    "logprobs": "log-probabilities are not supported",
-    "top_logprobs": "log-probabilities are not supported",
-    "stream": "streaming is not supported: ask without stream",
     "tools": "tools are not supported",
     "functions": "functions are not supported",
     "logit_bias": "logit_bias is not supported",
     "presence_penalty": "penalties are not supported",
     "frequency_penalty": "penalties are not supported",
     "audio": "audio is not supported",
+    "web_search_options": "searching is not supported",
 }
+_READ = (
+    *("model", "messages", "n", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop"),
+    *("stream", "stream_options", "logprobs", "top_logprobs", "response_format"),
+)
+_WITHOUT_EFFECT = (
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *("parallel_tool_calls", "tool_choice", "function_call", "modalities", "reasoning_effort", "verbosity"),
+    "prediction",
+)
+"""Fields that change nothing here: who asks, caching, hints about speed, about tools, and about thinking."""
+_MOST_ALTERNATIVES = 20
 _ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -72,6 +83,12 @@ class ChatRequest:
     n: int
     sampling: Sampling
     stop: tuple[str, ...]
+    top_logprobs: int | None
+    """Tell the log-probability of every token, and of so many likeliest ones at its place. None: tell nothing."""
+    stream: bool
+    """Send the text as it is written."""
+    include_usage: bool
+    """End a stream with the usage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +111,8 @@ def read_request(body: object, limits: Limits) -> ChatRequest:
     form = body.get("response_format")
     if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
         raise _wrong("response_format is not supported: only text is", "unsupported_parameter", "response_format")
+    _refuse_unknown(body)
+    stream = _flag(body, "stream")
     messages, images = _read_messages(body.get("messages"), limits)
     length = limits.max_completion_tokens
     for name in ("max_tokens", "max_completion_tokens"):  # the first is the protocol's older name for the second
@@ -112,6 +131,9 @@ def read_request(body: object, limits: Limits) -> ChatRequest:
             seed=seed % (1 << 40),
         ),
         stop=_read_stop(body.get("stop")),
+        top_logprobs=_read_logprobs(body),
+        stream=stream,
+        include_usage=_read_stream_options(body.get("stream_options"), stream),
     )
 
 
@@ -134,10 +156,32 @@ def chat_row(screener: Screener, request: ChatRequest, image_max_side: int | Non
     return ChatRow(ids + after, positions, images)
 
 
-def cut_at_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
-    """The text up to the first stop sequence, and whether there was one."""
-    found = [at for at in (text.find(one) for one in stop) if at >= 0]
-    return (text[: min(found)], True) if found else (text, False)
+def _refuse_unknown(body: dict[str, Any]) -> None:
+    known = {*_READ, *_REFUSED, *_WITHOUT_EFFECT}
+    for name in body:
+        if name not in known and body[name] is not None:
+            near = difflib.get_close_matches(name, _READ, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise _wrong(f"{name[:60]!r} is not supported{hint}", "unsupported_parameter", name[:60])
+
+
+def _read_logprobs(body: dict[str, Any]) -> int | None:
+    wanted = _flag(body, "logprobs")
+    if body.get("top_logprobs") is None:
+        return 0 if wanted else None
+    if not wanted:
+        raise _wrong("top_logprobs needs logprobs to be true", "invalid_value", "top_logprobs")
+    return _whole(body, "top_logprobs", 0, _MOST_ALTERNATIVES)
+
+
+def _read_stream_options(options: object, stream: bool) -> bool:
+    if options is None:
+        return False
+    if not stream:
+        raise _wrong("stream_options needs stream to be true", "invalid_value", "stream_options")
+    if not isinstance(options, dict) or not set(options) <= {"include_usage", "include_obfuscation"}:
+        raise _wrong("stream_options must be an object of include_usage", "invalid_value", "stream_options")
+    return _flag(options, "include_usage", "stream_options")
 
 
 def _read_messages(messages: object, limits: Limits) -> tuple[list[dict[str, Any]], list[Image.Image]]:
@@ -153,6 +197,8 @@ def _read_messages(messages: object, limits: Limits) -> tuple[list[dict[str, Any
         given = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(given, list):
             raise _wrong(f"{where}.content must be text or a list of parts", "invalid_messages", "messages")
+        if any(name in message for name in ("tool_calls", "function_call", "audio")):
+            raise _wrong(f"{where}: tool calls and audio are not supported", "unsupported_parameter", "messages")
         parts = [_read_part(part, f"{where}.content[{place}]", images, limits) for place, part in enumerate(given)]
         # The templates of these models know no developer; OpenAI's means what system meant.
         role = "system" if message["role"] == "developer" else message["role"]
@@ -163,6 +209,10 @@ def _read_messages(messages: object, limits: Limits) -> tuple[list[dict[str, Any
 def _read_part(part: object, where: str, images: list[Image.Image], limits: Limits) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(part, dict) and kind == "text" and isinstance(part.get("text"), str):
+        try:
+            part["text"].encode()
+        except UnicodeEncodeError:  # half a surrogate pair, which JSON can say and no tokenizer can read
+            raise _wrong(f"{where}.text is not Unicode text", "invalid_messages", "messages") from None
         return {"type": "text", "text": part["text"]}
     if isinstance(part, dict) and kind == "image_url":
         url = part.get("image_url")
@@ -202,6 +252,13 @@ def _read_stop(stop: object) -> tuple[str, ...]:
     if not isinstance(given, list) or len(given) > 4 or not all(isinstance(one, str) and one for one in given):
         raise _wrong("stop must be a text or a list of up to four", "invalid_value", "stop")
     return tuple(given)
+
+
+def _flag(body: dict[str, Any], name: str, param: str = "") -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise _wrong(f"{name} must be true or false", "invalid_value", param or name)
+    return bool(value)
 
 
 def _whole(body: dict[str, Any], name: str, low: int | None, high: int | None = None) -> int:

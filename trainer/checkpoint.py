@@ -29,7 +29,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from trainer.config import ConfigRefused, Refused, TrainingConfig, settings_json
+from trainer.distributed import ALONE, Ranks, is_split, optimizer_state, split_like, whole_weights
+from trainer.lora import ADAPTER, save_adapter
 from trainer.model import Screener, save_screener
+from trainer.report import write_report
 from trainer.tracking import Writes, flat_numbers, open_trackers
 
 CHECKPOINTS, MODEL, METRICS = "checkpoints", "model", "metrics.jsonl"
@@ -56,12 +59,15 @@ class TrainerState:
 
 
 class RunDirectory:
-    """One run's directory. Opening it for another run than the one it holds is refused."""
+    """One run's directory. Opening it for another run than the one it holds is refused. The first process writes."""
 
-    def __init__(self, config: TrainingConfig) -> None:
+    def __init__(self, config: TrainingConfig, ranks: Ranks = ALONE) -> None:
         self.path = config.run_dir
+        self._config, self._ranks = config, ranks
         self._keep = config.keep_checkpoints
         self._trackers: list[Writes] = []
+        if not ranks.main:
+            return
         if (self.path / "config.json").exists() and not config.resume:
             raise ConfigRefused(f"run_dir: {self.path} already holds a run; set resume=true or choose another")
         try:
@@ -74,6 +80,8 @@ class RunDirectory:
 
         ConfigRefused when the run to go on with learnt from another dataset version.
         """
+        if not self._ranks.main:
+            return
         told = self.path / "environment.json"
         before = json.loads(told.read_text(encoding="utf-8"))["export_version"] if told.exists() else export_version
         if before != export_version:
@@ -98,21 +106,26 @@ class RunDirectory:
 
     def log_rows(self, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows of one of the STEP_LOGS, each with its step."""
+        if not self._ranks.main:
+            return
         lines = "".join(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(lines)
 
     def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """A whole file of rows as they are by now, whole or not at all."""
+        if not self._ranks.main:
+            return
         partial = self.path / f"{name}.partial"
         partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         partial.replace(self.path / name)
 
-    def close(self) -> None:
-        """Trackers hear that the run is over."""
+    def finish(self) -> str:
+        """The run ends or is stopped: trackers hear of it, and a report is written if wanted; a line that says where."""
         for tracker in self._trackers:
             tracker.close()
         self._trackers = []
+        return write_report(self.path) if self._config.report and self._ranks.main else ""
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint of the highest step, or None."""
@@ -122,24 +135,40 @@ class RunDirectory:
     def save_checkpoint(self, screener: Screener, optimizer: torch.optim.Optimizer, state: TrainerState) -> Path:
         """Everything needed to go on as if nothing had happened; older checkpoints beyond the kept ones go.
 
-        NotSaved when it cannot be written, for want of space say: earlier checkpoints are as they were.
+        Every process calls it. Of a model with an adapter, the adapter is kept. NotSaved when it cannot be written, for
+        want of space say: earlier checkpoints are as they were.
         """
         target = self.path / CHECKPOINTS / f"step-{state.step:08d}"
+        told_optimizer = optimizer_state(optimizer)
+        weights = whole_weights(screener.model) if is_split(screener.model) else None
+        if not self._ranks.main:
+            return target
         with self._whole_or_nothing(target) as partial:
-            save_screener(screener, partial / MODEL)
-            tensors, groups = _taken_apart(optimizer)
-            save_file(tensors | _torch_rng(), partial / OPTIMIZER)
-            told = {"step": state.step, "seconds": state.seconds, "extra": state.extra}
-            _write_json(partial / STATE, {**told, "random": random.getstate(), "optimizer_groups": groups})
+            if self._config.lora.r:
+                save_adapter(screener.model, self._config.lora, self._config.model_dir, partial / ADAPTER)
+            else:
+                save_screener(screener, partial / MODEL, weights=weights)
+            save_file(_named_tensors(told_optimizer) | _torch_rng(), partial / OPTIMIZER)
+            told = {"step": state.step, "seconds": state.seconds, "extra": state.extra, "random": random.getstate()}
+            _write_json(partial / STATE, {**told, "optimizer_groups": told_optimizer["param_groups"]})
         complete = sorted(path for path in target.parent.glob("step-*") if not path.name.endswith(".partial"))
         for old in complete[: -self._keep]:
             shutil.rmtree(old)
         return target
 
     def save_model(self, screener: Screener, stored_dtype: str) -> Path:
-        """The final model as a plain directory. NotSaved when it cannot be written."""
+        """The final model as a plain directory, an adapter merged into it and beside it. Every process calls it.
+
+        NotSaved when it cannot be written.
+        """
+        weights = whole_weights(screener.model) if is_split(screener.model) else None
+        if not self._ranks.main:
+            return self.path / MODEL
+        if self._config.lora.r:
+            with self._whole_or_nothing(self.path / ADAPTER) as partial:
+                save_adapter(screener.model, self._config.lora, self._config.model_dir, partial)
         with self._whole_or_nothing(self.path / MODEL) as partial:
-            save_screener(screener, partial, None if stored_dtype == "same" else getattr(torch, stored_dtype))
+            save_screener(screener, partial, None if stored_dtype == "same" else getattr(torch, stored_dtype), weights)
         return self.path / MODEL
 
     @contextlib.contextmanager
@@ -167,7 +196,8 @@ def restore(checkpoint: Path, optimizer: torch.optim.Optimizer, device: torch.de
     try:
         kept = load_file(checkpoint / OPTIMIZER)
         told = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        _put_together(optimizer, kept, told["optimizer_groups"])
+        whole = {"state": _by_parameter(kept), "param_groups": _groups(told["optimizer_groups"])}
+        optimizer.load_state_dict(split_like(optimizer, whole))
         kind, numbers, gauss = told["random"]
         cpu_rng = kept["torch_rng.cpu"]
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
@@ -178,6 +208,26 @@ def restore(checkpoint: Path, optimizer: torch.optim.Optimizer, device: torch.de
     if device.type == "cuda" and "torch_rng.cuda" in kept:
         torch.cuda.set_rng_state(kept["torch_rng.cuda"], device)
     return TrainerState(step=told["step"], seconds=told["seconds"], extra=told["extra"])
+
+
+def find_model(path: Path) -> Path:
+    """The model directory that `path` means: itself, or of a run its model, or the one of its newest checkpoint."""
+    if (path / MODEL / "config.json").exists():
+        return path / MODEL
+    checkpoints = sorted((path / CHECKPOINTS).glob(f"step-*[0-9]/{MODEL}"))
+    return checkpoints[-1] if checkpoints else path
+
+
+def run_settings(path: Path) -> dict[str, Any]:
+    """The settings of the run that `path` is, or that made the model which `path` is; empty where there is none."""
+    for directory in (path, path.resolve().parent):
+        try:
+            told = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(told, dict) and "command" in told:
+            return told
+    return {}
 
 
 def environment(seed: int, export_version: str) -> dict[str, Any]:
@@ -211,27 +261,28 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
-def _taken_apart(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """An optimizer's state as named tensors, and its groups as JSON."""
-    kept = optimizer.state_dict()
-    tensors = {
-        f"state.{index}.{name}": value.detach().cpu().contiguous()
-        for index, values in kept["state"].items()
-        for name, value in values.items()
+def _named_tensors(told: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of an optimizer's state, named by parameter number and purpose."""
+    return {
+        f"state.{number}.{name}": value.detach().cpu().contiguous()
+        for number, kept in told["state"].items()
+        for name, value in kept.items()
     }
-    return tensors, kept["param_groups"]
 
 
-def _put_together(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], groups: list[dict[str, Any]]
-) -> None:
+def _by_parameter(tensors: Mapping[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    """The reverse of `_named_tensors`."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("state."):
-            _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value
-    groups = [{**group, "betas": tuple(group["betas"])} for group in groups]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+            _, number, name = key.split(".", 2)
+            state.setdefault(int(number), {})[name] = value
+    return state
+
+
+def _groups(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An optimizer's groups, in which JSON has made lists of pairs."""
+    return [{**group, "betas": tuple(group["betas"])} for group in told]
 
 
 def _torch_rng() -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 import types
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -73,6 +73,26 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters of the language model; `r` 0 trains all weights."""
+
+    r: int = 0
+    """Rank of the adapters; 0: none."""
+    alpha: float = 32.0
+    """The adapter's output is multiplied by alpha / r."""
+    dropout: float = 0.0
+    """Share of the adapter's inputs dropped in SFT. GRPO leaves it out: its log-probabilities must be the model's."""
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers of the language model that get an adapter, by the last part of their name."""
+
+    def __post_init__(self) -> None:
+        require(self.r >= 0, f"lora.r: expected 0 or more, got {self.r}")
+        require(self.alpha > 0, f"lora.alpha: expected more than 0, got {self.alpha:g}")
+        require(0 <= self.dropout < 1, f"lora.dropout: expected 0 or more and less than 1, got {self.dropout:g}")
+        require(bool(self.target_modules), "lora.target_modules: expected at least one name")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig(RunConfig):
     """What every command that changes weights has in common."""
 
@@ -98,8 +118,16 @@ class TrainingConfig(RunConfig):
     """AdamW's second decay."""
     clip: float = 1.0
     """The gradient's norm is cut to this."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Train adapters beside frozen weights."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations again going backward."""
+    prefix_attention: Literal["auto", "merged", "joined", "mask"] = "auto"
+    """How branches share a prompt. auto: merged on a CPU, joined on CUDA; mask is the slow and obvious one."""
+    self_check: bool = True
+    """Compare the first batch with repeated prompts, and refuse to train where they differ."""
+    fsdp: bool = False
+    """With torchrun: split weights, gradients and optimizer among the processes, for models that do not fit."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 writes one only when the run is stopped."""
     keep_checkpoints: int = 2

@@ -7,6 +7,7 @@ Each prompt is computed once for its whole group, when writing (rollout.py) and 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Iterator
@@ -16,34 +17,28 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import (
-    DIFFICULTY,
-    HARD_CASES,
-    MODEL,
-    REVIEW,
-    SAMPLES,
-    RunDirectory,
-    TrainerState,
-    restore,
-)
+from trainer.checkpoint import DIFFICULTY, HARD_CASES, REVIEW, SAMPLES, RunDirectory, TrainerState, restore
 from trainer.config import Refused, TrainingConfig, require
 from trainer.contract.dimensions import Split
 from trainer.contract.exports import ExportRefused
 from trainer.contract.prompts import PromptKind
 from trainer.contract.records import Record
 from trainer.contract.scores import Grade, RewardWeights, ScoreVariant, chance_levels
-from trainer.data import PromptBatch, encode_prompts, make_example, open_export, read_split
+from trainer.data import make_example, open_export, read_split
+from trainer.distributed import ALONE, Ranks, joined_ranks
 from trainer.hard_cases import HardCaseConfig, HardCaseMode, HardCases, ReviewReason
 from trainer.images import ImageStore
+from trainer.lora import adapter_disabled
 from trainer.model import Screener, load_screener
 from trainer.objective import (
+    ImportanceLevel,
     LossType,
+    Objective,
     ScaleRewards,
     aggregate,
-    clipped_objective,
     group_advantages,
     groups_with_signal,
-    kl_estimate,
+    token_losses,
 )
 from trainer.optimization import (
     Budget,
@@ -54,10 +49,11 @@ from trainer.optimization import (
     set_learning_rate,
     training_screener_dtype,
 )
+from trainer.preparation import check_first_batch, prepare, refresh, split, start_directory
 from trainer.progress import Progress, StopBetweenSteps
-from trainer.report import write_report
 from trainer.rewards import exact_by_dimension, grade_completions, mean_figures, sample_row
-from trainer.rollout import Sampling, Written, generate
+from trainer.rollout import Sampling, Written, generate, write_seen_groups
+from trainer.seen_prompts import SeenPrompts, see
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 
@@ -81,18 +77,32 @@ class GRPOConfig(TrainingConfig):
     """Of sampling, and of the log-probabilities that are optimized."""
     top_p: float = 1.0
     """Draw among the likeliest words that together have this probability."""
+    top_k: int = 0
+    """Draw among this many of the likeliest words; 0 among all (TRL's default)."""
+    min_p: float | None = None
+    """Draw among words at least this fraction as likely as the likeliest; None among all (TRL's default)."""
+    repetition_penalty: float = 1.0
+    """Above 1, words of the prompt and of the completion so far become less likely (TRL's default: 1, none)."""
     max_completion_length: int = 256
     """Longest completion in tokens (TRL's default)."""
+    mask_truncated_completions: bool = False
+    """Learn nothing from completions that were cut off (TRL's default: false, they are graded as they are)."""
     epsilon: float = 0.2
     """The ratio is clipped at 1 − epsilon (TRL's default)."""
     epsilon_high: float | None = None
     """The ratio is clipped at 1 + epsilon_high; None takes epsilon (TRL's default)."""
+    delta: float | None = None
+    """Bound of the ratio where a bad completion became likelier, above 1 + epsilon_high; None: none (TRL's default)."""
+    importance_sampling_level: ImportanceLevel = ImportanceLevel.TOKEN
+    """One ratio per token, or one per completion as in GSPO (TRL's default: token)."""
     beta: float = 0.0
     """Weight of the KL to the frozen start model, which is then held in memory too (TRL's default: 0, none)."""
+    use_bias_correction_kl: bool = True
+    """The KL is multiplied by the ratio, which makes its gradient unbiased (TRL's default)."""
     loss_type: LossType = LossType.GRPO
-    """How per-token losses become one number."""
+    """How per-token losses become one number (TRL's default: dapo)."""
     scale_rewards: ScaleRewards = ScaleRewards.GROUP
-    """What advantages are divided by."""
+    """What advantages are divided by (TRL's default: group)."""
     reward: RewardWeights = field(default_factory=RewardWeights)
     """What a completion earns."""
     hard_cases: bool = True
@@ -101,6 +111,8 @@ class GRPOConfig(TrainingConfig):
     """The rules of hard-case mining."""
     groups_per_forward: int = 8
     """Groups in one training forward; fewer need less memory and give the same gradient."""
+    vision_once: bool = True
+    """The tower looks at a step's images once, for writing and learning; false looks again and needs less memory."""
     start_gate: Literal["refuse", "warn", "off"] = "refuse"
     """What to do about a start model that writes too few readable answers to learn from."""
     start_parsable: float = 0.5
@@ -120,10 +132,33 @@ class GRPOConfig(TrainingConfig):
         require(self.temperature > 0, f"temperature: expected more than 0, got {self.temperature:g}")
         require(0 < self.top_p <= 1, f"top_p: expected more than 0 and at most 1, got {self.top_p:g}")
         require(0 < self.epsilon < 1, f"epsilon: expected a fraction between 0 and 1, got {self.epsilon:g}")
-        require((self.epsilon_high or 1) > 0, f"epsilon_high: expected more than 0, got {self.epsilon_high}")
+        require(self.top_k >= 0, f"top_k: expected 0 or more, got {self.top_k}")
+        require(0 <= (self.min_p or 0) <= 1, f"min_p: expected a fraction from 0 to 1, got {self.min_p}")
+        require(
+            self.repetition_penalty > 0, f"repetition_penalty: expected more than 0, got {self.repetition_penalty:g}"
+        )
+        require(
+            self.epsilon_high is None or self.epsilon_high > 0,
+            f"epsilon_high: expected more than 0, got {self.epsilon_high}",
+        )
+        require(self.delta is None or self.delta > 1, f"delta: expected more than 1, got {self.delta}")
         require(self.beta >= 0, f"beta: expected 0 or more, got {self.beta:g}")
         for name in ("evaluate_every", "evaluate_records", "start_records"):
             require(getattr(self, name) >= 0, f"{name}: expected 0 or more, got {getattr(self, name)}")
+
+    @property
+    def objective(self) -> Objective:
+        """The loss these settings name."""
+        return Objective(
+            loss_type=self.loss_type,
+            max_completion_length=self.max_completion_length,
+            epsilon=self.epsilon,
+            epsilon_high=self.epsilon if self.epsilon_high is None else self.epsilon_high,
+            importance_sampling_level=self.importance_sampling_level,
+            delta=self.delta,
+            beta=self.beta,
+            use_bias_correction_kl=self.use_bias_correction_kl,
+        )
 
 
 @dataclass(kw_only=True)
@@ -133,7 +168,7 @@ class Run:
     config: GRPOConfig
     screener: Screener
     reference: Screener | None
-    """The frozen start model, where beta asks for it."""
+    """The frozen start model, where beta asks for it and there is no adapter to switch off instead."""
     images: ImageStore
     train_records: dict[str, Record]
     validation_records: list[Record]
@@ -143,34 +178,50 @@ class Run:
     state: TrainerState
     budget: Budget
     progress: Progress
+    ranks: Ranks
+    writer: Screener
+    """What writes completions: the screener, or a whole copy of it where it is split among processes."""
+    checked: bool = False
+    """Whether the first batch was compared with repeated prompts."""
+
+    @property
+    def frozen_vision(self) -> bool:
+        """Whether the tower stays as it is."""
+        return not any(weight.requires_grad for weight in self.screener.vision_tower.parameters())
 
 
 def main(config: GRPOConfig) -> None:
     """Train, and leave the model in ``run_dir/model``. A stop saves a checkpoint and raises KeyboardInterrupt."""
-    run = build(config)
-    mining_pass(run)
-    train(run)
-    save(run)
-    finish(run)
+    with joined_ranks(config) as ranks:
+        run = build(config, ranks)
+        mining_pass(run)
+        train(run)
+        save(run)
+        run.progress.say(run.directory.finish())
 
 
-def build(config: GRPOConfig) -> Run:
+def build(config: GRPOConfig, ranks: Ranks = ALONE) -> Run:
     """Read export and model, or the last checkpoint where the run is resumed. Refused says what is wrong."""
+    require(
+        config.prompts_per_step >= ranks.count,
+        f"prompts_per_step: expected at least one for each of {ranks.count} processes, got {config.prompts_per_step}",
+    )
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    directory = RunDirectory(config)
+    directory = RunDirectory(config, ranks)
     manifest = open_export(config.export_dir)
     records = read_split(config.export_dir, Split.TRAIN, config.dimensions, config.polarity)
     checkpoint = directory.latest_checkpoint() if config.resume else None
     dtype = training_screener_dtype(config)
-    screener = load_screener(checkpoint / MODEL if checkpoint else config.model_dir, config.device, dtype)
+    screener = load_screener(start_directory(config, checkpoint), config.device, dtype)
     reference = None
-    if config.beta:
+    if config.beta and not config.lora.r:
         start = load_screener(config.model_dir, config.device, dtype) if checkpoint else screener
         reference = replace(start, model=copy.deepcopy(start.model).requires_grad_(False))
-    if config.gradient_checkpointing:
-        screener.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        split(reference, config)
+    screener = prepare(screener, config, ranks, checkpoint, dropout=False)
+    writer = split(screener, config)
     optimizer = make_optimizer(screener, config)
     mining = config.mining if config.hard_cases else replace(config.mining, mode=HardCaseMode.OFF)
     hard_cases = HardCases({record.id: record.answer for record in records}, mining, config.seed)
@@ -190,7 +241,9 @@ def build(config: GRPOConfig) -> Run:
         directory=directory,
         state=state,
         budget=Budget(config.steps, config.minutes, done_steps=state.step, spent_before=state.seconds),
-        progress=Progress("hcm-grpo" if config.hard_cases else "grpo"),
+        progress=Progress("hcm-grpo" if config.hard_cases else "grpo", shown=ranks.main),
+        ranks=ranks,
+        writer=writer,
     )
     if not checkpoint:
         check_start(run)
@@ -216,13 +269,14 @@ def mining_pass(run: Run) -> None:
             some = records[at : at + size]
             # Far above any step's: no two calls of a run draw alike.
             seed = run.config.seed * 1_000_003 + (1 << 40) + at
-            for record, group in zip(some, write_groups(run, some, seed, mining.pass_generations), strict=True):
+            groups = write_groups(run, see_records(run, some), len(some), seed, mining.pass_generations)
+            for record, group in zip(some, groups, strict=True):
                 texts = [one.text for one in group]
                 run.hard_cases.observe(record.id, grade_completions(record, texts, run.config.reward))
             done = min(at + size, len(records))
             left = (time.monotonic() - began) / done * (len(records) - done)
             run.progress.show(done / len(records), left, mined=done, hard=run.hard_cases.counts()["hard"])
-            if stop.requested:
+            if run.ranks.any(stop.requested):
                 run.progress.say("mining pass: stopped; it would begin again")
                 raise KeyboardInterrupt
     run.hard_cases.begin_stage()
@@ -240,7 +294,7 @@ def train(run: Run) -> None:
     """Steps until the budget is spent; a checkpoint now and then, and when the run is stopped."""
     config, state = run.config, run.state
     with StopBetweenSteps() as stop:
-        while not run.budget.over:
+        while not run.ranks.any(run.budget.over):
             figures = train_step(run)
             state.step += 1
             run.budget.done_steps = state.step
@@ -255,10 +309,11 @@ def train(run: Run) -> None:
                 **{name: figures[name] for name in ("reward", "exact", "parsable", "zero_advantage")},
                 hard=figures["records"]["hard"],
             )
-            if stop.requested or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
+            stopped = run.ranks.any(stop.requested)
+            if stopped or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
                 save_checkpoint(run)
-            if stop.requested:
-                finish(run)
+            if stopped:
+                run.progress.say(run.directory.finish())
                 raise KeyboardInterrupt
     run.directory.log(state.step, evaluate(run))
 
@@ -269,7 +324,8 @@ def train_step(run: Run) -> dict[str, Any]:
     began = time.monotonic()
     draws = run.hard_cases.draw_batch(config.prompts_per_step)
     records = [run.train_records[draw.record_id] for draw in draws]
-    groups = write_groups(run, records, seed=config.seed * 1_000_003 + run.state.step)
+    seen = see_records(run, records)
+    groups = write_groups(run, seen, len(records), seed=config.seed * 1_000_003 + run.state.step)
     grades = [
         grade_completions(record, [one.text for one in group], config.reward)
         for record, group in zip(records, groups, strict=True)
@@ -278,11 +334,12 @@ def train_step(run: Run) -> dict[str, Any]:
         run.hard_cases.observe(record.id, earned)
     rewards_NG = torch.tensor([[grade.reward for grade in earned] for earned in grades])
     signal_N = groups_with_signal(rewards_NG)
-    rate = set_learning_rate(run.optimizer, run.budget.fraction, config)
+    rate = set_learning_rate(run.optimizer, run.ranks.first(run.budget.fraction), config)
     learnt: dict[str, Any] = {}
     if live := signal_N.nonzero()[:, 0].tolist():
         advantages_NG = group_advantages(rewards_NG, config.scale_rewards)
-        learnt = learn(run, [records[n] for n in live], [groups[n] for n in live], advantages_NG[live])
+        tokens = sum(len(one.token_ids) for group in groups for one in group if _teaches(one, config))
+        learnt = learn(run, seen, live, [groups[n] for n in live], advantages_NG[live], tokens)
     flat = [(record, grade) for record, earned in zip(records, grades, strict=True) for grade in earned]
     seconds = time.monotonic() - began
     return {
@@ -301,98 +358,167 @@ def train_step(run: Run) -> dict[str, Any]:
     }
 
 
-def write_groups(run: Run, records: list[Record], seed: int, generations: int = 0) -> list[list[Written]]:
-    """A group of sampled completions for each record, of `num_generations` unless another number is given."""
+def see_records(run: Run, records: list[Record]) -> SeenPrompts:
+    """This process's share of the ask prompts about some records, their images seen once for writing and learning."""
     config = run.config
-    sampling = Sampling(
-        max_new_tokens=config.max_completion_length, temperature=config.temperature, top_p=config.top_p, seed=seed
-    )
-    prompts = [make_example(record, PromptKind.ASK).prompt for record in records]
-    run.screener.model.eval()
-    with computing(run.screener, config):
-        return generate(
-            run.screener,
-            prompts,
-            [run.images.of(record) for record in records],
-            sampling,
-            generations or config.num_generations,
-        )
-
-
-def learn(run: Run, records: list[Record], groups: list[list[Written]], advantages_NG: Tensor) -> dict[str, Any]:
-    """`num_iterations` updates from groups whose rewards differ; groups left out count in the mean as zeros.
-
-    With beta above 0 they are left out of the KL too: the batch is then what moves the model, and what is held back.
-    """
-    config = run.config
+    every = range(len(records))
+    # Split weights are looked at inside of a forward only, and any process may be given any prompt to fill up a round.
+    places = every if config.fsdp else run.ranks.share(every)
+    prompts = [make_example(records[place], PromptKind.ASK).prompt for place in places]
+    images = [run.images.of(records[place]) for place in places]
     # Checkpointed layers recompute only in training mode; these models have no dropout, so it changes nothing else.
     run.screener.model.train(config.gradient_checkpointing)
+    with computing(run.screener, config):
+        return see(run.screener, prompts, images, places, once=config.vision_once and not config.fsdp)
+
+
+def write_groups(run: Run, seen: SeenPrompts, count: int, seed: int, generations: int = 0) -> list[list[Written]]:
+    """A group of sampled completions for each of `count` prompts, of `num_generations` unless another number is given.
+
+    Each process writes its share, and all have all.
+    """
+    config = run.config
+    sampling = Sampling(
+        max_new_tokens=config.max_completion_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        seed=seed,
+    )
+    run.writer.model.eval()
+    seen = replace(seen, screener=run.writer)
+    with computing(run.writer, config):
+        written = write_seen_groups(
+            seen, run.ranks.share(range(count)), sampling, generations or config.num_generations
+        )
+    return run.ranks.interleave(written)
+
+
+def learn(
+    run: Run,
+    seen: SeenPrompts,
+    places: list[int],
+    groups: list[list[Written]],
+    advantages_NG: Tensor,
+    tokens: int | None = None,
+) -> dict[str, Any]:
+    """`num_iterations` updates from groups whose rewards differ; groups left out count in the mean as zeros.
+
+    `places` says which prompts the groups are about; `tokens` how many the whole batch teaches (default: these do).
+    A process learns from the groups it has written; the processes' gradients add up. With beta above 0 groups left out
+    are left out of the KL too: the batch is then what moves the model, and what is held back.
+    """
+    config, objective, ranks = run.config, run.config.objective, run.ranks
+    run.screener.model.train(config.gradient_checkpointing)
+    mine = [n for n, place in enumerate(places) if place % ranks.count == ranks.rank]
+    written = [one for n in mine for one in groups[n] if _teaches(one, config)]
     whole = {
         "rows": config.prompts_per_step * config.num_generations,
-        "tokens": sum(len(one.token_ids) for group in groups for one in group),
+        "tokens": tokens or sum(len(one.token_ids) for group in groups for one in group if _teaches(one, config)),
     }
-    pieces = list(_pieces(run, records, groups, advantages_NG.to(run.screener.device)))
+    if config.loss_type is LossType.BNPO and written:
+        # Each process takes the mean over its own tokens, and the mean of these is taken.
+        whole["tokens"] = sum(len(one.token_ids) for one in written) * ranks.count
+    advantages_NG = advantages_NG.to(run.screener.device)
+    scale = 1
+    pieces = list(_pieces(run, seen, [places[n] for n in mine], [groups[n] for n in mine], advantages_NG[mine]))
+    if config.fsdp:
+        # Split weights want equally many passes in every process, and average what is to be added up.
+        scale = ranks.count
+        filling = list(_pieces(run, seen, places[:1], groups[:1], 0 * advantages_NG[:1], every=True))
+        pieces += filling * (ranks.most(len(pieces)) - len(pieces))
+    if config.self_check and not run.checked and pieces:
+        check_first_batch(run.screener, config, pieces[0].groups)
+        run.checked = True
     old_logprobs: list[Tensor] = []
     figures: dict[str, float] = {}
     for iteration in range(config.num_iterations):
         totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
-        for place, piece in enumerate(pieces):
-            with computing(run.screener, config):
+        for number, piece in enumerate(pieces):
+            # After the first update the tower has changed: it looks again, unless it is frozen.
+            usable = iteration == 0 or run.frozen_vision
+            shown = seen.shown(piece.places, graph=True) if usable else contextlib.nullcontext()
+            with computing(run.screener, config), shown:
                 scored = completion_logprobs(run.screener, piece.groups, config.temperature)
             mask_RC = scored.mask.float()
             if iteration == 0:
                 # Nothing has changed since the completions were written: these are the old log-probabilities.
                 old_logprobs.append(scored.logprobs.detach())
-            per_token_RC, clipped_RC = clipped_objective(
+            losses = token_losses(
+                objective,
                 scored.logprobs,
-                old_logprobs[place],
+                old_logprobs[number],
                 piece.advantages_R,
-                epsilon=config.epsilon,
-                epsilon_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
+                mask_RC,
+                reference_logp_RC=piece.reference_logprobs_RC,
             )
-            if piece.reference_logprobs_RC is not None:
-                kl_RC = kl_estimate(scored.logprobs, piece.reference_logprobs_RC)
-                per_token_RC = per_token_RC + config.beta * kl_RC
-                totals["kl"] += float((kl_RC.detach() * mask_RC).sum()) / whole["tokens"]
             loss = aggregate(
-                per_token_RC, mask_RC, config.loss_type, max_completion_length=config.max_completion_length, **whole
+                losses.loss_RC,
+                mask_RC,
+                config.loss_type,
+                max_completion_length=config.max_completion_length,
+                **whole,
             )
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss * scale).backward()
             totals["loss"] += float(loss.detach())
-            totals["clipped"] += float((clipped_RC * mask_RC).sum()) / whole["tokens"]
+            totals["clipped"] += float((losses.clipped_RC * mask_RC).sum()) / whole["tokens"]
+            if losses.kl_RC is not None:
+                totals["kl"] += float((losses.kl_RC * mask_RC).sum()) / whole["tokens"]
+        figures = dict(zip(totals, ranks.sum(list(totals.values())), strict=True))
         step, last_good = run.state.step + 1, run.directory.latest_checkpoint()
-        refuse_divergence("loss", totals["loss"], step, last_good)
-        figures = totals | {"grad_norm": clip_and_step(run.optimizer, config.clip)}
+        refuse_divergence("loss", figures["loss"], step, last_good)
+        ranks.add_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
+        figures |= {"grad_norm": clip_and_step(run.optimizer, config.clip)}
         refuse_divergence("gradient", figures["grad_norm"], step, last_good)
-    return figures | {"logprob_gap": _logprob_gap(groups, old_logprobs)}
+    refresh(run.writer, run.screener)
+    return figures | {"logprob_gap": max(ranks.gather(_logprob_gap(written, old_logprobs)))}
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """Groups that go through one training forward."""
 
+    places: list[int]
     groups: PrefixGroups
     advantages_R: Tensor
     reference_logprobs_RC: Tensor | None
 
 
-def _pieces(run: Run, records: list[Record], groups: list[list[Written]], advantages_NG: Tensor) -> Iterator[_Piece]:
-    size = run.config.groups_per_forward
-    for at in range(0, len(groups), size):
-        some = slice(at, at + size)
-        packed = PrefixGroups(
-            _encode(run, records[some]), [[Branch([], one.token_ids) for one in group] for group in groups[some]]
-        )
-        reference_RC = None
-        if run.reference is not None:
-            with torch.no_grad(), computing(run.reference, run.config):
-                reference_RC = completion_logprobs(run.reference, packed, run.config.temperature).logprobs
-        yield _Piece(packed, advantages_NG[some].flatten(), reference_RC)
+def _teaches(one: Written, config: GRPOConfig) -> bool:
+    return one.finished or not config.mask_truncated_completions
 
 
-def _encode(run: Run, records: list[Record]) -> PromptBatch:
-    prompts = [make_example(record, PromptKind.ASK).prompt for record in records]
-    return encode_prompts(run.screener, prompts, [run.images.of(record) for record in records])
+def _pieces(
+    run: Run,
+    seen: SeenPrompts,
+    places: list[int],
+    groups: list[list[Written]],
+    advantages_NG: Tensor,
+    *,
+    every: bool = False,
+) -> Iterator[_Piece]:
+    config = run.config
+    taught = [[j for j, one in enumerate(group) if every or _teaches(one, config)] for group in groups]
+    full = [n for n, kept in enumerate(taught) if kept]
+    for at in range(0, len(full), config.groups_per_forward):
+        some = full[at : at + config.groups_per_forward]
+        branches = [[Branch([], groups[n][j].token_ids) for j in taught[n]] for n in some]
+        packed = PrefixGroups(seen.select([places[n] for n in some]), branches)
+        advantages_R = torch.cat([advantages_NG[n, taught[n]] for n in some])
+        yield _Piece([places[n] for n in some], packed, advantages_R, _reference_logprobs(run, packed))
+
+
+@torch.no_grad()
+def _reference_logprobs(run: Run, packed: PrefixGroups) -> Tensor | None:
+    """(R, C) under the start model: a frozen copy, or the same weights without the adapter; None where beta is 0."""
+    if not run.config.beta:
+        return None
+    adapted = run.reference is None
+    reference = run.reference or run.screener
+    with computing(reference, run.config), adapter_disabled(reference.model) if adapted else contextlib.nullcontext():
+        return completion_logprobs(reference, packed, run.config.temperature).logprobs
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -403,20 +529,23 @@ def evaluate(run: Run) -> dict[str, Any]:
     config = run.config
     if not run.validation_records:
         return {}
-    run.screener.model.eval()
+    run.writer.model.eval()
     sampling = Sampling(max_new_tokens=config.max_completion_length)
+    mine = run.ranks.share(run.validation_records)
     grades: list[Grade] = []
     samples: list[dict[str, Any]] = []
     every = max(1, len(run.validation_records) // max(1, config.sample_completions))
-    with run.budget.paused(), computing(run.screener, config):
-        for at in range(0, len(run.validation_records), 64):
-            records = run.validation_records[at : at + 64]
+    with run.budget.paused(), computing(run.writer, config):
+        for at in range(0, len(mine), 64):
+            records = mine[at : at + 64]
             prompts = [make_example(record, PromptKind.ASK).prompt for record in records]
-            written = generate(run.screener, prompts, [run.images.of(record) for record in records], sampling)
+            written = generate(run.writer, prompts, [run.images.of(record) for record in records], sampling)
             for record, (one,) in zip(records, written, strict=True):
                 if len(grades) % every == 0 and len(samples) < config.sample_completions:
                     samples.append(sample_row(record, one.text, config.reward))
                 grades += grade_completions(record, [one.text], config.reward)
+        grades = run.ranks.interleave(grades)
+        samples = [row for rows in run.ranks.gather(samples) for row in rows][: config.sample_completions]
     run.directory.log_rows(SAMPLES, run.state.step, samples)
     by_dimension = exact_by_dimension(run.validation_records, grades)
     return {"validation": {**mean_figures(grades), "exact_by_dimension": by_dimension, "records": len(grades)}}
@@ -450,13 +579,6 @@ def write_findings(run: Run) -> tuple[int, int]:
     return len(rows), sum(row.reason is ReviewReason.SUSPECT_LABEL for row in rows)
 
 
-def finish(run: Run) -> None:
-    """Trackers and the report, when the run ends or is stopped."""
-    run.directory.close()
-    if run.config.report:
-        run.progress.say(write_report(run.directory.path))
-
-
 def check_start(run: Run) -> None:
     """Answer some records before the first step. StartRefused (or a warning) when too few answers are readable.
 
@@ -471,7 +593,8 @@ def check_start(run: Run) -> None:
     grades: list[list[Grade]] = []
     for at in range(0, len(records), config.prompts_per_step):
         some = records[at : at + config.prompts_per_step]
-        for record, group in zip(some, write_groups(run, some, seed=config.seed), strict=True):
+        groups = write_groups(run, see_records(run, some), len(some), seed=config.seed)
+        for record, group in zip(some, groups, strict=True):
             grades.append(grade_completions(record, [one.text for one in group], config.reward))
     flat = [(grade, record) for record, earned in zip(records, grades, strict=True) for grade in earned]
     found = mean_figures([grade for grade, _ in flat])
@@ -518,12 +641,15 @@ def _writing_figures(written: list[Written], seconds: float) -> dict[str, float]
     }
 
 
-def _logprob_gap(groups: list[list[Written]], scored: list[Tensor]) -> float:
+def _logprob_gap(written: list[Written], scored: list[Tensor]) -> float:
     """Largest difference between the log-probabilities of writing and of learning: large means one of them is wrong."""
-    rows = iter([one for group in groups for one in group])
-    gap = 0.0
+    gap, at = 0.0, 0
     for logprobs_RC in scored:
-        for logprobs_C in logprobs_RC.cpu():
-            one = next(rows)
-            gap = max(gap, float((logprobs_C[: len(one.logprobs)] - torch.tensor(one.logprobs)).abs().max()))
+        some = [one.logprobs for one in written[at : at + len(logprobs_RC)]]
+        at += len(logprobs_RC)
+        longest = logprobs_RC.shape[1]
+        said_RC = torch.tensor([[*logprobs, *[0.0] * (longest - len(logprobs))] for logprobs in some])
+        # Behind the written ones may come what only fills up a round of split weights.
+        if some:
+            gap = max(gap, float((logprobs_RC[: len(some)].cpu() - said_RC).abs().max()))
     return gap

@@ -8,13 +8,12 @@ Not here: prompts and pixels (data.py, images.py), forward passes of groups (sha
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -23,13 +22,19 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
+from trainer import prefix_attention
 from trainer.config import Refused
 from trainer.fast_vision import speed_up_vision
+from trainer.lora import has_adapter, merged_weights
 from trainer.tokenizer import IMAGE_END, IMAGE_PAD, IMAGE_START, VIDEO_PAD, train_tokenizer
 
 
 class ModelRefused(Refused):
     """A model directory that cannot be used; the message names the directory and what was expected."""
+
+
+T = TypeVar("T")
+PrefixAttention = Literal["merged", "joined", "mask"]
 
 
 class Architecture(StrEnum):
@@ -49,12 +54,19 @@ class Screener:
     tokenizer: Any
     image_processor: Any
     architecture: Architecture
+    prefix_attention: PrefixAttention = "merged"
+    """How several branches share a prompt in one forward (prefix_attention.py); never `auto`."""
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         device: torch.device = self.model.device
         return device
+
+    def inside(self, function: Callable[..., T], *given: Any) -> T:
+        """Call a function that uses parts of the model; where it is split among processes they are gathered inside."""
+        found: T = getattr(self.model, "run_inside", _call)(function, *given)
+        return found
 
     @property
     def image_token_id(self) -> int:
@@ -178,25 +190,66 @@ def new_screener(
     return _assemble(model, tokenizer, _image_processor(directory, config, architecture), architecture)
 
 
-def save_screener(screener: Screener, directory: Path, stored_dtype: torch.dtype | None = None) -> None:
+def checkpoint_layers(model: Any) -> None:
+    """Compute each layer's activations again going backward, in training mode, instead of keeping them."""
+    # The second name is the first one's before transformers 5.20.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def save_screener(
+    screener: Screener,
+    directory: Path,
+    stored_dtype: torch.dtype | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write a directory that transformers loads by itself: weights, config, tokenizer, template, image processor.
 
     `stored_dtype` writes the weights in another type than they are computed in; the screener itself is not changed.
+    An adapter is merged into what is written. `weights`: those to write, where the model's own are split among
+    processes (distributed.whole_weights).
     """
     directory.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()
     model = screener.model
-    if stored_dtype is not None and stored_dtype != model.dtype:
-        model = copy.deepcopy(model).to(stored_dtype)
-    model.save_pretrained(directory)
+    if weights is None:
+        weights = merged_weights(model) if has_adapter(model) else model.state_dict()
+    if stored_dtype is not None:
+        cast: dict[int, torch.Tensor] = {}  # weights that are tied stay one tensor
+        for name, value in weights.items():
+            if value.is_floating_point():
+                weights[name] = cast.setdefault(value.data_ptr(), value.to(stored_dtype))
+    model.save_pretrained(directory, state_dict=weights)
+    if stored_dtype is not None:
+        _tell_dtype(directory / "config.json", stored_dtype)
     screener.tokenizer.save_pretrained(directory)
     screener.image_processor.save_pretrained(directory)
 
 
+def _tell_dtype(path: Path, stored_dtype: torch.dtype) -> None:
+    told = json.loads(path.read_text(encoding="utf-8"))
+    for part in (told, *(value for value in told.values() if isinstance(value, dict))):
+        if "dtype" in part:
+            part["dtype"] = str(stored_dtype).removeprefix("torch.")
+    path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _call(function: Callable[..., T], *given: Any) -> T:
+    return function(*given)
+
+
 def _assemble(model: Any, tokenizer: Any, image_processor: Any, architecture: Architecture) -> Screener:
     speed_up_vision(model)
+    # The text stack alone: the vision tower has no prompt to share.
+    model.config.text_config._attn_implementation = prefix_attention.NAME
     model.eval()
-    return Screener(model=model, tokenizer=tokenizer, image_processor=image_processor, architecture=architecture)
+    return Screener(
+        model=model,
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        architecture=architecture,
+        prefix_attention="merged" if model.device.type == "cpu" else "joined",
+    )
 
 
 def _read_config(directory: Path) -> tuple[Any, Architecture]:

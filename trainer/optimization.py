@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,17 +78,21 @@ def clip_and_step(optimizer: torch.optim.Optimizer, clip: float) -> float:
     Where that norm is no finite number, nothing is updated: the caller refuses to go on.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+    norm: Any = torch.nn.utils.clip_grad_norm_(parameters, clip)
+    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of weights split among processes
     if not math.isfinite(norm):
-        return norm
+        return float(norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm
+    return float(norm)
 
 
 def training_screener_dtype(config: TrainingConfig) -> str:
-    """Weights are trained in float32 (updates of a small rate vanish in 16 bits); forwards may compute in less."""
-    return "float32" if config.dtype == "auto" else config.dtype
+    """Weights are trained in float32 (updates of a small rate vanish in 16 bits); forwards may compute in less.
+
+    Beside an adapter they are not trained: then `auto` stays what it is for computing.
+    """
+    return "float32" if config.dtype == "auto" and not config.lora.r else config.dtype
 
 
 def computing(screener: Screener, config: TrainingConfig) -> contextlib.AbstractContextManager[object]:

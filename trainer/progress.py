@@ -17,15 +17,17 @@ _SECONDS_BETWEEN_LINES = 10.0  # where stderr is not a terminal, so that a log s
 class Progress:
     """A line that is rewritten on a terminal, and written now and then into a log."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, shown: bool = True) -> None:
+        """`shown` False is silent: of several processes one talks."""
         self._name = name
+        self._shown = shown
         self._terminal = sys.stderr.isatty()
         self._last = float("-inf")
 
     def show(self, fraction: float, seconds_left: float, **figures: float) -> None:
         """How far the run is, how long it will still take, and a few figures."""
         now = time.monotonic()
-        if now - self._last < (0.2 if self._terminal else _SECONDS_BETWEEN_LINES):
+        if not self._shown or now - self._last < (0.2 if self._terminal else _SECONDS_BETWEEN_LINES):
             return
         self._last = now
         left = "" if seconds_left == float("inf") else f", {clock(seconds_left)} left"
@@ -34,8 +36,9 @@ class Progress:
         print(f"\r\033[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
-        print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr)
+        """A line that stays; nothing of nothing."""
+        if self._shown and text:
+            print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr)
 
 
 def clock(seconds: float) -> str:

@@ -1,53 +1,45 @@
 """Completions from a model: many prompts decoded together, each shared part computed once and never copied.
 
-A head (an encoded prompt, or only its images) is one row; its branches are completions, each after words of its own or
-straight after the head. Every step feeds one token per branch still going: row ``head | branch tokens, interleaved``,
-and a mask lets a token see its head and its own branch. So a group of G reads one copy of its prompt's keys, four
-questions about one sample read one copy of its images, and finished branches and rows leave the batch. Exact: equal to
-decoding each branch alone. Positions are given, never the model's `rope_deltas`. The packing is ours.
-Not here: log-probabilities with gradients (shared_prefix.py), parsing (contract/answers.py).
+A head (an encoded prompt, or only its images) is read once; its branches are completions, each after words of its own
+or straight after the head. Every step feeds one word per branch still going, whatever its head's length (decoding.py).
+So a group of G reads one copy of its prompt's keys, four questions about one sample read one copy of its images, and
+finished branches and heads leave the batch, and heads join between two steps (`Decoding`). Exact: equal to decoding
+each branch alone. Positions are given, never the model's `rope_deltas`.
+Not here: log-probabilities with gradients (shared_prefix.py), how a word is chosen (sampling.py), parsing
+(contract/answers.py), other engines (rollout_engines.py).
 
-Shapes: N rows (heads) still going, W branches side by side in a row, K keys of a row, A branches still going,
-V vocabulary.
+Shapes: N heads, P tokens of a head, B branches still going, V vocabulary, H hidden width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import DynamicCache
 
 from trainer.contract.prompts import Prompt
 from trainer.data import PromptBatch, encode_prompts, question_ids
+from trainer.decoding import BranchDecoder, HeadKeys
 from trainer.images import ImageTensor
-from trainer.model import Architecture, Screener
+from trainer.model import Screener
+from trainer.sampling import Chooser, Sampling
+from trainer.seen_prompts import SeenPrompts, see
 
-_HEAD, _NOBODY = 0, -1
-"""Owners of a key: every branch of the row; padding or a finished branch. A branch owns with its number from 1."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How a completion's words are chosen."""
-
-    max_new_tokens: int
-    """Longest completion in tokens, the ending token included."""
-    temperature: float = 0.0
-    """0 takes the likeliest word; above, logits are divided by it and words are drawn."""
-    top_p: float = 1.0
-    """Draw among the likeliest words that together have this probability."""
-    seed: int = 0
-    """Decides the draws of this completion alone: the same in any batch."""
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError("temperature must not be negative, and top_p must be above 0 and at most 1")
+__all__ = [
+    "Decoding",
+    "Growing",
+    "Likelihood",
+    "Sampling",
+    "Wanted",
+    "Written",
+    "choose_threads",
+    "generate",
+    "write_completions",
+    "write_seen_groups",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +48,17 @@ class Wanted:
 
     question: Sequence[int]
     sampling: Sampling
+    alternatives: int | None = None
+    """Tell of each token how likely it was, and that of so many likeliest ones (0: of none). None tells nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely the model found a token, by log-probability at temperature 1, whatever it was drawn at."""
+
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...]
+    """The likeliest tokens at its place, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,35 +97,48 @@ def generate(
     images: Sequence[Sequence[ImageTensor]],
     sampling: Sampling,
     num_generations: int = 1,
+    places: Sequence[int] | None = None,
 ) -> list[list[Written]]:
     """`num_generations` completions of each prompt, prompt by prompt; completion j of prompt i has its own seed.
 
+    `places`: what i is for each prompt, where these are some of a batch that several processes share.
     With several completions per prompt each prompt is a head; with one, prompts given the same images (the same
     tensors) share one head that ends after the last image.
     """
+    places = range(len(prompts)) if places is None else places
     if num_generations > 1:
-        heads = encode_prompts(screener, prompts, images)
-        wanted = [
-            [Wanted([], _reseeded(sampling, place * num_generations + j)) for j in range(num_generations)]
-            for place in range(len(prompts))
-        ]
-        written = write_completions(screener, heads, wanted)
-        return [written[at : at + num_generations] for at in range(0, len(written), num_generations)]
+        seen = see(screener, prompts, images, places, once=False)
+        return write_seen_groups(seen, places, sampling, num_generations)
     sharing: dict[tuple[int, ...], list[int]] = {}
-    for place, pictures in enumerate(images):
-        sharing.setdefault(tuple(id(picture) for picture in pictures), []).append(place)
-    places = list(sharing.values())
-    firsts = [together[0] for together in places]
+    for at, pictures in enumerate(images):
+        sharing.setdefault(tuple(id(picture) for picture in pictures), []).append(at)
+    rows = list(sharing.values())
+    firsts = [together[0] for together in rows]
     heads = encode_prompts(
         screener, [prompts[first] for first in firsts], [images[first] for first in firsts], head_only=True
     )
     wanted = [
-        [Wanted(question_ids(screener, prompts[place]), _reseeded(sampling, place)) for place in together]
-        for together in places
+        [Wanted(question_ids(screener, prompts[at]), _reseeded(sampling, places[at])) for at in together]
+        for together in rows
     ]
     written = write_completions(screener, heads, wanted)
-    order = [place for together in places for place in together]
+    order = [at for together in rows for at in together]
     return [[found] for _, found in sorted(zip(order, written, strict=True), key=lambda pair: pair[0])]
+
+
+def write_seen_groups(
+    seen: SeenPrompts, places: Sequence[int], sampling: Sampling, num_generations: int
+) -> list[list[Written]]:
+    """`num_generations` completions of some prompts that were encoded before, as `generate` writes them."""
+    if not places:
+        return []
+    wanted = [
+        [Wanted([], _reseeded(sampling, place * num_generations + j)) for j in range(num_generations)]
+        for place in places
+    ]
+    with seen.shown(places, graph=False):
+        written = write_completions(seen.screener, seen.select(places), wanted)
+    return [written[at : at + num_generations] for at in range(0, len(written), num_generations)]
 
 
 def write_completions(
@@ -136,207 +152,177 @@ def write_completions(
     `on_written` is told of each as soon as it is done, by its place in that order. ValueError when a head has no want,
     or some branches have a question and others have none.
     """
-    asked = [bool(want.question) for wants in wanted for want in wants]
-    if not all(wanted) or any(asked) != all(asked):
-        raise ValueError("every head needs a completion to write, and all of them a question or none")
-    decoder = _Decoder(screener, heads, wanted)
-    with torch.no_grad():
-        decoder.run(on_written)
-    return [branch.as_written(screener) for branch in decoder.branches]
+    decoding = Decoding(screener)
+    got = branches = decoding.join(heads, wanted)
+    while got:
+        for branch in got:
+            if branch.over:
+                on_written(branch.index, branch.as_written(screener))
+        got = decoding.step()
+    return [branch.as_written(screener) for branch in branches]
 
 
-@dataclass(slots=True)
-class _Branch:
+@dataclass(slots=True, eq=False)
+class Growing:
+    """A completion being written."""
+
     index: int
+    """Its place among those that joined with it."""
     row: int
-    owner: int
+    """Its head's place among those."""
     want: Wanted
-    position: int
-    """Where its next token stands."""
-    generator: torch.Generator
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    likelihoods: list[Likelihood] = field(default_factory=list)
+    """One per token where they are wanted."""
     finished: bool = False
 
+    @property
+    def over(self) -> bool:
+        """Whether it got its last token."""
+        return self.finished or len(self.tokens) == self.want.sampling.max_new_tokens
+
     def as_written(self, screener: Screener) -> Written:
+        """What stands so far."""
         said = self.tokens[:-1] if self.finished else self.tokens
         text = screener.tokenizer.decode(said, skip_special_tokens=True)
         return Written(tuple(self.tokens), tuple(self.logprobs), text, self.finished)
 
 
-class _Decoder:
-    """The batch being decoded. `rows` are the heads still held, `active` the branches still going."""
+class Decoding:
+    """A batch being decoded, a token of every branch at a time; heads join and branches leave between two steps.
 
-    def __init__(self, screener: Screener, heads: PromptBatch, wanted: Sequence[Sequence[Wanted]]) -> None:
+    `active` are the branches still going, each with a last token that the model has not read yet.
+    """
+
+    def __init__(self, screener: Screener) -> None:
         self.screener = screener
-        self.heads = heads
-        self.branches: list[_Branch] = []
-        starts = heads.next_position.tolist()
+        self.active: list[Growing] = []
+        self._held: list[Growing] = []
+        """The branches whose keys are kept: those that left since the last step are among them."""
+        self._decoder: BranchDecoder | None = None
+        self._chooser: Chooser | None = None
+
+    @torch.no_grad()
+    def join(self, heads: PromptBatch, wanted: Sequence[Sequence[Wanted]]) -> list[Growing]:
+        """Read heads, and write the first token of every completion wanted of them; the new branches in their order.
+
+        ValueError when a head has no want, or some branches have a question and others have none. Whatever is raised,
+        those who were here before go on as if nobody had come.
+        """
+        asked = [bool(want.question) for wants in wanted for want in wants]
+        if not all(wanted) or any(asked) != all(asked):
+            raise ValueError("every head needs a completion to write, and all of them a question or none")
+        branches: list[Growing] = []
         for row, wants in enumerate(wanted):
-            for owner, want in enumerate(wants, start=1):
-                generator = torch.Generator(device=screener.device).manual_seed(want.sampling.seed)
-                self.branches.append(_Branch(len(self.branches), row, owner, want, starts[row], generator))
-        self.active = list(self.branches)
-        self.rows = list(range(len(wanted)))
-        self.cache = Cache(layer_class_to_replicate=_RoomyLayer)
-        self.owner_NK = torch.where(heads.attention_mask.bool(), _HEAD, _NOBODY)
+            branches += [Growing(len(branches) + place, row, want) for place, want in enumerate(wants)]
+        keys, logits_BV = self._read_heads(heads, branches)
+        starts = heads.next_position.tolist()
+        rows = [branch.row for branch in branches]
+        decoder = BranchDecoder(self.screener, keys, rows, [starts[row] for row in rows])
+        chooser = self._make_chooser(heads, branches)
+        if any(asked):
+            logits_BV = self._logits(decoder.feed([branch.want.question for branch in branches]))
+        self._write(logits_BV, branches, chooser)
+        if self._decoder is None or self._chooser is None or not self.active:
+            self._decoder, self._chooser = decoder, chooser
+            self._held, self.active = list(branches), []
+        else:
+            self._let_go()
+            self._decoder.take_in(decoder)
+            self._chooser.take_in(chooser)
+            self._held += branches
+        self.active = self.active + [branch for branch in branches if not branch.over]
+        return branches
 
-    def run(self, on_written: Callable[[int, Written], None]) -> None:
-        logits_AV = self._read_heads()
-        if self.branches[0].want.question:
-            logits_AV = self._step([list(branch.want.question) for branch in self.active])
-        while True:
-            chosen = _choose(logits_AV, self.active, self.screener.banned_token_ids)
-            going = []
-            for branch, (token, logprob) in zip(self.active, chosen, strict=True):
-                branch.tokens.append(token)
-                branch.logprobs.append(logprob)
-                branch.finished = token == self.screener.end_token_id
-                if branch.finished or len(branch.tokens) == branch.want.sampling.max_new_tokens:
-                    on_written(branch.index, branch.as_written(self.screener))
-                else:
-                    going.append(branch)
-            if not going:
-                return
-            self.active = going
-            self._drop_done_rows()
-            logits_AV = self._step([[branch.tokens[-1]] for branch in self.active])
+    @torch.no_grad()
+    def step(self) -> list[Growing]:
+        """One more token of every active branch: the branches that got one, none when nothing is going on."""
+        if not self.active or self._decoder is None or self._chooser is None:
+            return []
+        self._let_go()
+        branches = self.active
+        self._write(
+            self._logits(self._decoder.feed([[branch.tokens[-1]] for branch in branches])), branches, self._chooser
+        )
+        self.active = [branch for branch in branches if not branch.over]
+        return branches
 
-    def _read_heads(self) -> Tensor:
-        """Fill the cache with the heads; logits of what follows each, repeated for its branches."""
-        heads = self.heads
+    def leave(self, branch: Growing) -> None:
+        """A branch that needs no more tokens goes; `over` stays as it is."""
+        self.active = [one for one in self.active if one is not branch]
+
+    def _let_go(self) -> None:
+        """Forget the keys of branches that are active no more."""
+        if len(self._held) == len(self.active) or self._decoder is None or self._chooser is None:
+            return
+        going = {id(branch) for branch in self.active}
+        places = [place for place, branch in enumerate(self._held) if id(branch) in going]
+        self._decoder.keep(places)
+        self._chooser.keep(places)
+        self._held = [self._held[place] for place in places]
+
+    def _write(self, logits_BV: Tensor, branches: Sequence[Growing], chooser: Chooser) -> None:
+        """Choose each branch's next token."""
+        end = self.screener.end_token_id
+        for branch, token, logprob in zip(branches, *chooser.choose(logits_BV), strict=True):
+            branch.tokens.append(token)
+            branch.logprobs.append(logprob)
+            branch.finished = token == end
+        _tell_likelihoods(logits_BV, branches)
+
+    def _read_heads(self, heads: PromptBatch, branches: Sequence[Growing]) -> tuple[HeadKeys, Tensor]:
+        """Keys of the heads, and the logits (B, V) of what follows each, repeated for its branches."""
         images = heads.image_inputs() if sum(heads.images_per_prompt) else {}
+        cache = DynamicCache()
+        even = bool(heads.attention_mask.all())
         hidden_NPH = self.screener.model.model(
             input_ids=heads.input_ids,
-            attention_mask=heads.attention_mask,
+            attention_mask=None if even else heads.attention_mask,
             position_ids=heads.position_ids,
-            past_key_values=self.cache,
+            past_key_values=cache,
             use_cache=True,
             **images,
         ).last_hidden_state
-        rows_A = torch.tensor([branch.row for branch in self.active], device=hidden_NPH.device)
+        rows_B = torch.tensor([branch.row for branch in branches], device=hidden_NPH.device)
         last_NH = hidden_NPH[torch.arange(len(heads.lengths), device=hidden_NPH.device), heads.lengths - 1]
-        return self._logits(last_NH)[rows_A]
+        kind = hidden_NPH.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.screener.model.dtype
+        keys = HeadKeys([(layer.keys, layer.values) for layer in cache.layers], heads.lengths, dtype)
+        return keys, self._logits(last_NH)[rows_B]
 
-    def _step(self, following: list[list[int]]) -> Tensor:
-        """Append each active branch's next words behind its row; logits (A, V) of what follows them."""
-        place_of = {row: place for place, row in enumerate(self.rows)}
-        used = [0] * len(self.rows)
-        places, columns, tokens, positions, owners, last = [], [], [], [], [], []
-        for branch, words in zip(self.active, following, strict=True):
-            place = place_of[branch.row]
-            for word in words:
-                places.append(place)
-                columns.append(used[place])
-                tokens.append(word)
-                positions.append(branch.position)
-                owners.append(branch.owner)
-                branch.position += 1
-                used[place] += 1
-            last.append(len(tokens) - 1)
-        device = self.screener.device
-        where = torch.tensor([places, columns])
-        grid_3NW = torch.tensor([self.screener.pad_token_id, 0, _NOBODY])[:, None, None].repeat(
-            1, len(self.rows), max(used)
-        )
-        grid_3NW[:, where[0], where[1]] = torch.tensor([tokens, positions, owners])
-        tokens_NW, positions_NW, owner_NW = grid_3NW.to(device)
-        multimodal = self.screener.architecture is not Architecture.INTERNVL
-        model = self.screener.model
-        hidden_NWH = model.model.language_model(
-            inputs_embeds=model.get_input_embeddings()(tokens_NW),
-            attention_mask=self._visible(owner_NW),
-            position_ids=positions_NW.expand(3, -1, -1) if multimodal else positions_NW,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        ends = where[:, last].to(device)
-        return self._logits(hidden_NWH[ends[0], ends[1]])
+    def _make_chooser(self, heads: PromptBatch, branches: Sequence[Growing]) -> Chooser:
+        prompts = []
+        for branch in branches:
+            penalized = branch.want.sampling.repetition_penalty != 1
+            head = heads.input_ids[branch.row, : int(heads.lengths[branch.row])].tolist() if penalized else []
+            prompts.append([*head, *branch.want.question])
+        samplings = [branch.want.sampling for branch in branches]
+        vocabulary = self.screener.model.get_output_embeddings().weight.shape[0]
+        return Chooser(samplings, prompts, self.screener.banned_token_ids, vocabulary, self.screener.device)
 
-    def _visible(self, owner_NW: Tensor) -> Tensor:
-        """Which keys (N, 1, W, K) each new token sees: the head, and its own branch as far as it is written."""
-        before = self.owner_NK.shape[1]
-        self.owner_NK = torch.cat([self.owner_NK, owner_NW], 1)
-        own = self.owner_NK[:, None, :] == owner_NW[:, :, None]
-        visible = (self.owner_NK[:, None, :] == _HEAD) | (own & (owner_NW >= 0)[:, :, None])
-        written = torch.ones(owner_NW.shape[1], self.owner_NK.shape[1], dtype=torch.bool, device=owner_NW.device)
-        return (visible & written.tril(before))[:, None]
-
-    def _logits(self, hidden_AH: Tensor) -> Tensor:
-        logits: Tensor = self.screener.model.get_output_embeddings()(hidden_AH).float()
+    def _logits(self, hidden_BH: Tensor) -> Tensor:
+        logits: Tensor = self.screener.model.get_output_embeddings()(hidden_BH).float()
         return logits
 
-    def _drop_done_rows(self) -> None:
-        """Let rows without an active branch leave once they are a quarter of the batch: leaving copies the cache."""
-        needed = {branch.row for branch in self.active}
-        if len(needed) > 0.75 * len(self.rows):
-            return
-        kept = torch.tensor([place for place, row in enumerate(self.rows) if row in needed])
-        self.cache.batch_select_indices(kept.to(self.screener.device))
-        self.owner_NK = self.owner_NK[kept.to(self.screener.device)]
-        self.rows = [row for row in self.rows if row in needed]
 
-
-def _choose(logits_AV: Tensor, branches: list[_Branch], banned: list[int]) -> list[tuple[int, float]]:
-    """Each branch's next token and its log-probability."""
-    samplings = [branch.want.sampling for branch in branches]
-    divisor_A = torch.tensor([s.temperature or 1.0 for s in samplings], device=logits_AV.device)
-    logprobs_AV = (logits_AV / divisor_A[:, None]).log_softmax(-1)
-    allowed_AV = logprobs_AV.index_fill(1, torch.tensor(banned, device=logits_AV.device, dtype=torch.long), -torch.inf)
-    drawing = [place for place, s in enumerate(samplings) if s.temperature > 0]
-    if drawing:
-        drawn_DV = allowed_AV[drawing].softmax(-1)
-        if any(samplings[place].top_p < 1 for place in drawing):
-            drawn_DV = _nucleus(drawn_DV, [samplings[place].top_p for place in drawing])
-        # The largest of p / Exp(1) is a draw from p; each branch's noise comes from its own generator.
-        noise_DV = torch.stack(
-            [torch.empty_like(drawn_DV[0]).exponential_(generator=branches[place].generator) for place in drawing]
-        )
-        allowed_AV[drawing] = drawn_DV / noise_DV
-    chosen_A1 = allowed_AV.argmax(-1, keepdim=True)
-    chosen_logprobs = logprobs_AV.gather(1, chosen_A1)[:, 0].tolist()
-    return list(zip(chosen_A1[:, 0].tolist(), chosen_logprobs, strict=True))
-
-
-def _nucleus(probabilities_DV: Tensor, top_p: list[float]) -> Tensor:
-    """Zero outside of the likeliest words that together reach top_p; the likeliest always stays."""
-    ordered_DV, order_DV = probabilities_DV.sort(-1, descending=True)
-    before_DV = ordered_DV.cumsum(-1) - ordered_DV
-    kept_DV = before_DV < torch.tensor(top_p, device=probabilities_DV.device)[:, None]
-    return torch.zeros_like(probabilities_DV).scatter(1, order_DV, ordered_DV * kept_DV)
+def _tell_likelihoods(logits_AV: Tensor, branches: Sequence[Growing]) -> None:
+    """Note how likely the newest token of each branch was, where that is wanted."""
+    asked = {place: branch.want.alternatives for place, branch in enumerate(branches)}
+    places = [place for place, wanted in asked.items() if wanted is not None]
+    if not places:
+        return
+    logprobs_DV = logits_AV[places].log_softmax(-1)
+    newest_D1 = torch.tensor([[branches[place].tokens[-1]] for place in places], device=logits_AV.device)
+    own = logprobs_DV.gather(1, newest_D1)[:, 0].tolist()
+    values_DT, tokens_DT = logprobs_DV.topk(max(asked[place] or 0 for place in places))
+    for place, logprob, values, tokens in zip(places, own, values_DT.tolist(), tokens_DT.tolist(), strict=True):
+        told = list(zip(tokens, values, strict=True))[: asked[place]]
+        branches[place].likelihoods.append(Likelihood(logprob, tuple(told)))
 
 
 def _reseeded(sampling: Sampling, place: int) -> Sampling:
     if sampling.temperature == 0:
         return sampling
     # A multiplier far above any number of completions: seeds of neighbouring calls do not meet.
-    seed = (sampling.seed * 1_000_003 + place) % (1 << 63)
-    return Sampling(
-        max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p, seed=seed
-    )
-
-
-class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """A cache layer that grows in steps: the stock one copies all keys and values for every new token."""
-
-    keys: Any
-    values: Any
-    _room: Tensor | None = None
-    """(2, N, heads, capacity, head size): keys and values; `keys` and `values` are views of its filled part."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append; see transformers' DynamicLayer."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        rows, heads, new, size = key_states.shape
-        filled = self.get_seq_length()
-        total = filled + new
-        # After rows left, keys and values are copies outside of the room, and the room has another number of rows.
-        if self._room is None or self._room.shape[1] != rows or self._room.shape[3] < total:
-            self._room = key_states.new_empty(2, rows, heads, total + max(64, total // 4), size)
-            if filled:
-                self._room[:, :, :, :filled] = torch.stack([self.keys, self.values])
-        self._room[0, :, :, filled:total] = key_states
-        self._room[1, :, :, filled:total] = value_states
-        self.keys, self.values = self._room[0, :, :, :total], self._room[1, :, :, :total]
-        return self.keys, self.values
+    return replace(sampling, seed=(sampling.seed * 1_000_003 + place) % (1 << 63))

@@ -1,36 +1,45 @@
 """Serves a screener over the OpenAI chat protocol: POST /v1/chat/completions, GET /v1/models, GET /healthz.
 
-Handler threads read requests; one thread decodes: it takes what has come in within a few milliseconds and writes all
-of it together, and each request is answered as soon as its own completions are done. Requests that come while a batch
-is being decoded wait for the next one. Loopback by default. Not here: reading a request (chat.py), decoding
-(rollout.py).
+Handler threads read requests and write answers, whole or as they are written; one thread decodes for all of them
+(batcher.py): who comes while others are being answered joins them at one of the next tokens, and who hangs up leaves.
+Loopback by default. Not here: reading a request (chat.py), decoding (rollout.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import logging
 import os
 import queue
+import select
 import signal
+import socket
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.chat import ApiError, ChatRequest, ChatRow, Limits, chat_row, cut_at_stop, read_request
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from trainer.batcher import Batcher, Job, Piece
+from trainer.chat import ApiError, Limits, chat_row, read_request
+from trainer.checkpoint import find_model, run_settings
 from trainer.config import ConfigRefused, require
-from trainer.data import batch_rows
 from trainer.model import Screener, load_screener
-from trainer.rollout import Wanted, Written, choose_threads, write_completions
+from trainer.rollout import Likelihood, choose_threads
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+"""How often a handler looks whether its client is still there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,7 @@ class ServeConfig:
     """What is served, where, and how much at once."""
 
     model_dir: Path
-    """The model directory to serve."""
+    """What to serve: a model directory, or a run's, whose model (or newest checkpoint) is taken."""
     host: str = "127.0.0.1"
     """Address to listen at. Loopback: reachable from this machine only."""
     port: int = 8100
@@ -52,7 +61,7 @@ class ServeConfig:
     max_batch: int = 64
     """Completions decoded together."""
     batch_wait_ms: float = 4.0
-    """How long a batch waits for company once it has one request."""
+    """How long the first request waits for company where nobody is being answered; later ones join on the way."""
     max_waiting: int = 256
     """Requests that may wait; further ones get 429."""
     max_images: int = 16
@@ -62,7 +71,7 @@ class ServeConfig:
     max_body_mb: int = 64
     """Size of a request."""
     image_max_side: int | None = None
-    """Longest image side in pixels, as it was in training."""
+    """Longest image side in pixels, as it was in training; None takes that of the run directory, if any."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -110,109 +119,12 @@ def main(config: ServeConfig) -> None:
 
 def make_server(config: ServeConfig) -> Server:
     """A server that listens and does not answer yet. ModelRefused, or ConfigRefused where the port is taken."""
-    screener = load_screener(config.model_dir, config.device, config.dtype)
+    screener = load_screener(find_model(config.model_dir), config.device, config.dtype)
     choose_threads(screener, config.threads)
     try:
         return Server(config, screener)
     except OSError as error:
         raise ConfigRefused(f"port: cannot listen at {config.host}:{config.port} ({error.strerror})") from None
-
-
-@dataclass(slots=True)
-class _Job:
-    """A request on its way through the decoding thread."""
-
-    request: ChatRequest
-    row: ChatRow
-    written: dict[int, Written] = field(default_factory=dict)
-    """By choice."""
-    failed: bool = False
-    done: threading.Event = field(default_factory=threading.Event)
-
-
-class Batcher:
-    """The one thread that decodes."""
-
-    def __init__(self, screener: Screener, max_batch: int, wait_seconds: float, max_waiting: int) -> None:
-        self._screener, self._max_batch, self._wait = screener, max_batch, wait_seconds
-        self._waiting: queue.Queue[_Job | None] = queue.Queue(max_waiting)
-        self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
-        self._stopping = False
-
-    def start(self) -> None:
-        """Begin to decode."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Decode what is waiting, then end."""
-        self._stopping = True
-        self._waiting.put(None)
-        self._thread.join()
-
-    def submit(self, job: _Job) -> None:
-        """Let a request wait for its batch. ApiError 429 when too many wait, 503 when the server is stopping."""
-        if self._stopping:
-            raise ApiError(503, "the server is stopping", "stopping")
-        try:
-            self._waiting.put_nowait(job)
-        except queue.Full:
-            raise ApiError(429, "too many requests are waiting", "overloaded") from None
-
-    def _run(self) -> None:
-        left_over: _Job | None = None
-        while (first := left_over or self._waiting.get()) is not None:
-            batch, left_over, stopping = self._gather(first)
-            try:
-                self._decode(batch)
-            except Exception:
-                # The end of the thread would leave every later request hanging: these fail, the next ones may not.
-                logger.exception("a batch of %d requests failed", len(batch))
-                for job in batch:
-                    job.failed = len(job.written) < job.request.n
-                    job.done.set()
-            if stopping:
-                return
-
-    def _gather(self, first: _Job) -> tuple[list[_Job], _Job | None, bool]:
-        """A batch that begins with `first`, the request that no longer fitted, and whether to end afterwards."""
-        batch, size = [first], first.request.n
-        until = time.monotonic() + self._wait
-        while size < self._max_batch:
-            try:
-                job = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
-            except queue.Empty:
-                break
-            if job is None:
-                return batch, None, True
-            if size + job.request.n > self._max_batch:
-                return batch, job, False
-            batch.append(job)
-            size += job.request.n
-        return batch, None, False
-
-    def _decode(self, batch: Sequence[_Job]) -> None:
-        heads = batch_rows(
-            self._screener,
-            [job.row.token_ids for job in batch],
-            [job.row.positions for job in batch],
-            [job.row.images for job in batch],
-        )
-        owners = [(job, choice) for job in batch for choice in range(job.request.n)]
-
-        def hand_over(index: int, written: Written) -> None:
-            job, choice = owners[index]
-            job.written[choice] = written
-            if len(job.written) == job.request.n:
-                job.done.set()
-
-        wanted = [
-            [
-                Wanted([], replace(job.request.sampling, seed=job.request.sampling.seed * 1009 + choice))
-                for choice in range(job.request.n)
-            ]
-            for job in batch
-        ]
-        write_completions(self._screener, heads, wanted, hand_over)
 
 
 class Server(ThreadingHTTPServer):
@@ -232,6 +144,7 @@ class Server(ThreadingHTTPServer):
             max_images=config.max_images,
             max_image_pixels=config.max_image_pixels,
         )
+        self.image_max_side = config.image_max_side or run_settings(config.model_dir).get("image_max_side")
         self.batcher = Batcher(screener, config.max_batch, config.batch_wait_ms / 1000, config.max_waiting)
         # The tokenizer's Rust core refuses to be used by two threads at once.
         self.tokenizing = threading.Lock()
@@ -251,49 +164,23 @@ class Server(ThreadingHTTPServer):
                 self.changed.wait_for(lambda: self.under_way == 0, timeout=5)
             self.server_close()
 
-    def complete(self, body: object) -> dict[str, Any]:
-        """The chat completion that answers a decoded JSON body. Raises ApiError."""
+    def begin(self, body: object) -> Job:
+        """The request in a decoded JSON body, on its way to be answered. Raises ApiError."""
         request = read_request(body, self.limits)
         if request.model != self.name:
             raise ApiError(
                 404, f"there is no model {request.model!r} here: it is {self.name!r}", "model_not_found", "model"
             )
         with self.tokenizing:
-            row = chat_row(self.screener, request, self.config.image_max_side)
+            row = chat_row(self.screener, request, self.image_max_side)
         room = int(self.screener.model.config.text_config.max_position_embeddings)
         prompt, completion = len(row.token_ids), request.sampling.max_new_tokens
         if prompt + completion > room:
             message = f"{prompt} prompt tokens and {completion} to write are more than {room}"
             raise ApiError(400, message, "context_length_exceeded", "messages")
-        job = _Job(request, row)
+        job = Job(request, row)
         self.batcher.submit(job)
-        job.done.wait()
-        if job.failed:
-            raise ApiError(500, "the model failed on this batch; the server's log says why", "internal_error")
-        return self._completion(job)
-
-    def _completion(self, job: _Job) -> dict[str, Any]:
-        choices = []
-        for choice in range(job.request.n):
-            written = job.written[choice]
-            text, stopped = cut_at_stop(written.text, job.request.stop)
-            reason = "stop" if stopped or written.finished else "length"
-            message = {"role": "assistant", "content": text, "refusal": None}
-            choices.append({"index": choice, "message": message, "logprobs": None, "finish_reason": reason})
-        prompt = len(job.row.token_ids)
-        completion = sum(len(written.token_ids) for written in job.written.values())
-        return {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": self.name,
-            "choices": choices,
-            "usage": {
-                "prompt_tokens": prompt,
-                "completion_tokens": completion,
-                "total_tokens": prompt + completion,
-            },
-        }
+        return job
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no error of ours; anything else is logged."""
@@ -309,9 +196,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         model = {"id": self.server.name, "object": "model", "created": self.server.created, "owned_by": "winnow"}
+        batcher = self.server.batcher
         match self.path.partition("?")[0]:
             case "/healthz":
-                self._reply(200, {"status": "ok", "model": self.server.name})
+                busy = {"decoding": batcher.decoding, "waiting": batcher.waiting}
+                self._reply(200, {"status": "ok", "model": self.server.name, **busy})
             case "/v1/models":
                 self._reply(200, {"object": "list", "data": [model]})
             case path if path == f"/v1/models/{self.server.name}":
@@ -333,30 +222,96 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         try:
-            body = self._read_body()
-            if self.path.partition("?")[0] != "/v1/chat/completions":
-                raise ApiError(404, f"there is nothing at {self.path}", "not_found")
-            if self.server.key and not hmac.compare_digest(
-                self.headers.get("Authorization", "").encode(), f"Bearer {self.server.key}".encode()
-            ):
-                raise ApiError(401, "a key is needed: Authorization: Bearer KEY", "invalid_api_key")
-            try:
-                given = json.loads(body)
-            except ValueError as error:
-                raise ApiError(400, f"the body is not JSON ({error})", "invalid_body") from None
-            self._reply(200, self.server.complete(given))
+            job = self.server.begin(self._read_request())
+            with contextlib.closing(self._pieces(job)) as pieces:
+                if job.request.stream:
+                    self._stream(job, pieces)
+                else:
+                    self._reply(200, _completion(self.server, job, list(pieces)))
         except ApiError as error:
             self._refuse(error)
+        except ConnectionError:
+            raise
+        except Exception:
+            logger.exception("a request failed")
+            self._refuse(ApiError(500, "the server failed; its log says why", "internal_error"))
 
-    def _read_body(self) -> bytes:
+    def _read_request(self) -> object:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             self.close_connection = True
             raise ApiError(411, "a Content-Length is needed", "invalid_body")
-        if int(length) > self.server.config.max_body_mb << 20:
-            self.close_connection = True  # what was not read would be taken for the next request
+        limit = self.server.config.max_body_mb << 20
+        if int(length) > limit:
+            # What is not read would be taken for the next request; who is still sending would not read our answer.
+            self.close_connection = True
+            for at in range(0, min(int(length), 4 * limit), 1 << 20):
+                self.rfile.read(min(1 << 20, int(length) - at))
             raise ApiError(413, f"a request may have {self.server.config.max_body_mb} MB", "too_large")
-        return self.rfile.read(int(length))
+        body = self.rfile.read(int(length))
+        if self.path.partition("?")[0] != "/v1/chat/completions":
+            raise ApiError(404, f"there is nothing at {self.path}", "not_found")
+        if self.server.key and not hmac.compare_digest(
+            self.headers.get("Authorization", "").encode(), f"Bearer {self.server.key}".encode()
+        ):
+            raise ApiError(401, "a key is needed: Authorization: Bearer KEY", "invalid_api_key")
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:  # the latter where brackets are nested by the thousand
+            raise ApiError(400, f"the body is not JSON ({error})", "invalid_body") from None
+
+    def _pieces(self, job: Job) -> Generator[Piece, None, None]:
+        """What the job says, until all its choices have ended. ConnectionAbortedError when nobody listens any more."""
+        left = job.request.n
+        try:
+            while left:
+                try:
+                    piece = job.pieces.get(timeout=_SECONDS_BETWEEN_LOOKS)
+                except queue.Empty:
+                    if _hung_up(self.connection):
+                        raise ConnectionAbortedError("the client hung up") from None
+                    continue
+                if piece is None:
+                    raise ApiError(500, "the model failed on this batch; the server's log says why", "internal_error")
+                left -= piece.finish_reason is not None
+                yield piece
+        finally:
+            job.unwanted = left > 0
+
+    def _stream(self, job: Job, pieces: Iterable[Piece]) -> None:
+        """Server-sent events, one per piece. An error on the way is an event too: the status has been sent."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Cache-Control", "no-cache")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        head = {**_head(self.server, "chat.completion.chunk")}
+        if job.request.include_usage:
+            head["usage"] = None
+        begun: set[int] = set()
+        try:
+            for piece in pieces:
+                delta = {"content": piece.text} if piece.text else {}
+                if piece.choice not in begun:
+                    delta = {"role": "assistant", "content": piece.text}
+                    begun.add(piece.choice)
+                choice = {
+                    "index": piece.choice,
+                    "delta": delta,
+                    "logprobs": _logprobs(self.server.screener, job, piece),
+                    "finish_reason": piece.finish_reason,
+                }
+                self._send_event(json.dumps(head | {"choices": [choice]}, ensure_ascii=False))
+            if job.request.include_usage:
+                self._send_event(json.dumps(head | {"choices": [], "usage": _usage(job)}))
+            self._send_event("[DONE]")
+        except ApiError as error:
+            self._send_event(json.dumps(error.to_json(), ensure_ascii=False))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _send_event(self, text: str) -> None:
+        data = f"data: {text}\n\n".encode()
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
     def _refuse(self, error: ApiError) -> None:
         self._reply(error.status, error.to_json())
@@ -366,9 +321,75 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        if self.close_connection:
+            self.send_header("Connection", "close")  # or the client's next request would meet a closed door
+        if status == 429:
+            self.send_header("Retry-After", "1")
         self.end_headers()
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are logged at debug level only: a run of annotation makes thousands."""
         logger.debug("%s " + format, self.address_string(), *args)
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    """Whether the other side has closed; what it has sent meanwhile stays to be read."""
+    readable, _, _ = select.select([connection], [], [], 0)
+    return bool(readable) and not connection.recv(1, socket.MSG_PEEK)
+
+
+def _completion(server: Server, job: Job, pieces: list[Piece]) -> dict[str, Any]:
+    """The whole answer; without a stream each choice is one piece."""
+    choices = [
+        {
+            "index": piece.choice,
+            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            "logprobs": _logprobs(server.screener, job, piece),
+            "finish_reason": piece.finish_reason,
+        }
+        for piece in sorted(pieces, key=lambda piece: piece.choice)
+    ]
+    return {**_head(server, "chat.completion"), "choices": choices, "usage": _usage(job)}
+
+
+def _head(server: Server, kind: str) -> dict[str, Any]:
+    identity = f"chatcmpl-{uuid.uuid4().hex}"
+    return {"id": identity, "object": kind, "created": int(time.time()), "model": server.name}
+
+
+def _usage(job: Job) -> dict[str, int]:
+    prompt, completion = len(job.row.token_ids), job.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _logprobs(screener: Screener, job: Job, piece: Piece) -> dict[str, Any] | None:
+    """The protocol's log-probabilities of a piece, None where they were not asked for."""
+    if job.request.top_logprobs is None:
+        return None
+    return {"content": [_token(screener, token, found) for token, found in piece.tokens], "refusal": None}
+
+
+def _token(screener: Screener, token_id: int, found: Likelihood) -> dict[str, Any]:
+    alternatives = [_named(screener, other, logprob) for other, logprob in found.alternatives]
+    return {**_named(screener, token_id, found.logprob), "top_logprobs": alternatives}
+
+
+def _named(screener: Screener, token_id: int, logprob: float) -> dict[str, Any]:
+    said = _token_bytes(screener, token_id)
+    # JSON knows no infinity: the protocol says -9999 for what cannot be.
+    return {"token": said.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(said)}
+
+
+def _token_bytes(screener: Screener, token_id: int) -> bytes:
+    """What a token stands for; it may be a part of a character. All models read here write bytes as GPT-2 does."""
+    name: str = screener.tokenizer.convert_ids_to_tokens(token_id)
+    if token_id in screener.tokenizer.added_tokens_decoder:
+        return name.encode()
+    bytes_by_letter = _bytes_by_letter()
+    return bytes(bytes_by_letter[letter] for letter in name)
+
+
+@lru_cache(maxsize=1)
+def _bytes_by_letter() -> dict[str, int]:
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from trainer.augmentation import mirror_images, mirror_rationale, permute_candidates
-from trainer.checkpoint import MODEL, SAMPLES, RunDirectory, TrainerState, restore
+from trainer.checkpoint import SAMPLES, RunDirectory, TrainerState, restore
 from trainer.config import TrainingConfig, require
 from trainer.contract.dimensions import Split
 from trainer.contract.exports import ExportRefused
@@ -35,6 +35,7 @@ from trainer.data import (
     question_ids,
     read_split,
 )
+from trainer.distributed import ALONE, Ranks, joined_ranks
 from trainer.images import ImageStore, ImageTensor
 from trainer.model import Screener, has_weights, load_screener, new_screener
 from trainer.optimization import (
@@ -46,8 +47,8 @@ from trainer.optimization import (
     set_learning_rate,
     training_screener_dtype,
 )
+from trainer.preparation import check_first_batch, prepare, split, start_directory
 from trainer.progress import Progress, StopBetweenSteps
-from trainer.report import write_report
 from trainer.rewards import sample_row
 from trainer.rollout import Sampling, generate
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
@@ -104,6 +105,10 @@ class SFTConfig(TrainingConfig):
             1 <= self.accumulate <= self.batch_samples,
             f"accumulate: expected 1 to batch_samples ({self.batch_samples}), got {self.accumulate}",
         )
+        require(
+            not (self.vision_warmup.wanted and (self.lora.r or self.fsdp)),
+            "vision_warmup: expected neither lora.r nor fsdp beside it: warm the tower up in a run of its own",
+        )
         require(self.evaluate_every >= 0, f"evaluate_every: expected 0 or more, got {self.evaluate_every}")
         require(self.evaluate_samples >= 0, f"evaluate_samples: expected 0 or more, got {self.evaluate_samples}")
 
@@ -121,22 +126,30 @@ class Run:
     validation_samples: list[list[Record]]
     state: TrainerState
     progress: Progress = field(default_factory=lambda: Progress("sft"))
+    ranks: Ranks = ALONE
+    checked: bool = False
+    """Whether the first batch was compared with repeated prompts."""
 
 
 def main(config: SFTConfig) -> None:
     """One run, from settings to a model directory. Raises Refused, ExportRefused or RecordRefused."""
-    run = build(config)
-    warm_up_vision(run)
-    train(run)
-    save(run)
-    finish(run)
+    with joined_ranks(config) as ranks:
+        run = build(config, ranks)
+        warm_up_vision(run)
+        train(run)
+        save(run)
+        run.progress.say(run.directory.finish())
 
 
-def build(config: SFTConfig) -> Run:
+def build(config: SFTConfig, ranks: Ranks = ALONE) -> Run:
     """Read the export, load or begin the model, and put the run where its last checkpoint left it."""
+    require(
+        config.batch_samples >= ranks.count,
+        f"batch_samples: expected at least one for each of {ranks.count} processes, got {config.batch_samples}",
+    )
     if config.threads:
         torch.set_num_threads(config.threads)
-    directory = RunDirectory(config)
+    directory = RunDirectory(config, ranks)
     manifest = open_export(config.export_dir)
     train_samples = _samples(config, Split.TRAIN)
     has_validation = config.evaluate_samples and manifest.splits.get(Split.VALIDATION, 0)
@@ -145,20 +158,21 @@ def build(config: SFTConfig) -> Run:
     torch.manual_seed(config.seed)
     random.seed(config.seed)
     screener = _screener(config, checkpoint, train_samples)
-    if config.gradient_checkpointing:
-        screener.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    screener = prepare(screener, config, ranks, checkpoint)
+    split(screener, config)
     optimizer = make_optimizer(screener, config)
     state = restore(checkpoint, optimizer, screener.device) if checkpoint else TrainerState()
     directory.begin(config, "sft", manifest.version_id, state)
     store = ImageStore(screener, config.export_dir, config.image_max_side, config.image_cache_mb << 20)
-    return Run(config, directory, screener, optimizer, store, train_samples, validation, state)
+    progress = Progress("sft", shown=ranks.main)
+    return Run(config, directory, screener, optimizer, store, train_samples, validation, state, progress, ranks)
 
 
 def warm_up_vision(run: Run) -> None:
     """The vision tower's own phase, once; a checkpoint after it, so that it is never repeated."""
     if not run.config.vision_warmup.wanted or run.state.step or run.state.extra.get("vision_warmed"):
         return
-    shown = Progress("vision warm-up")
+    shown = Progress("vision warm-up", shown=run.ranks.main)
     with StopBetweenSteps() as stop:
 
         def on_step(budget: Budget, figures: dict[str, float]) -> bool:
@@ -176,9 +190,10 @@ def warm_up_vision(run: Run) -> None:
             mirrored=run.config.mirror,
             on_step=on_step,
         )
-    if stop.requested:
+    if run.ranks.any(stop.requested):
         shown.say("vision warm-up: stopped; it would begin again")
         raise KeyboardInterrupt
+    run.ranks.same_weights(run.screener.model)
     run.state.extra["vision_warmed"] = True
     run.directory.save_checkpoint(run.screener, run.optimizer, run.state)
 
@@ -188,8 +203,8 @@ def train(run: Run) -> None:
     config, state = run.config, run.state
     budget = Budget(config.steps, config.minutes, done_steps=state.step, spent_before=state.seconds)
     with StopBetweenSteps() as stop:
-        while not budget.over and not stop.requested:
-            rate = set_learning_rate(run.optimizer, budget.fraction, config)
+        while not run.ranks.any(budget.over or stop.requested):
+            rate = set_learning_rate(run.optimizer, run.ranks.first(budget.fraction), config)
             figures = train_step(run, next_batch(run))
             state.step = budget.done_steps = state.step + 1
             state.seconds = budget.seconds
@@ -200,9 +215,9 @@ def train(run: Run) -> None:
                     evaluate(run)
                 if config.checkpoint_every and state.step % config.checkpoint_every == 0:
                     run.directory.save_checkpoint(run.screener, run.optimizer, state)
-    if not budget.over:
+    if not run.ranks.any(budget.over):
         where = run.directory.save_checkpoint(run.screener, run.optimizer, state)
-        finish(run)
+        run.progress.say(run.directory.finish())
         run.progress.say(f"sft: stopped after step {state.step}; go on from {where} with --set resume=true")
         raise KeyboardInterrupt
 
@@ -219,31 +234,40 @@ def train_step(run: Run, batch: Sequence[Shown]) -> dict[str, float]:
     """One optimizer step: the mean negative log-probability of all target tokens of the batch, and its figures."""
     run.screener.model.train()
     branches = [_branches(run.screener, shown) for shown in batch]
-    tokens = sum(len(branch.completion) for of_sample in branches for branch in of_sample)
+    (tokens,) = run.ranks.sum([sum(len(branch.completion) for of_sample in branches for branch in of_sample)])
     total = 0.0
     size = -(-len(batch) // run.config.accumulate)
-    for start in range(0, len(batch), size):
-        piece = slice(start, start + size)
+    # Weights that are split want equally many passes in every process, and average what is to be added up.
+    rounds = run.ranks.most(-(-len(batch) // size)) if run.config.fsdp else -(-len(batch) // size)
+    scale = run.ranks.count if run.config.fsdp else 1
+    for number in range(rounds):
+        piece = slice(number * size, (number + 1) * size)
+        counts = bool(batch[piece])
+        groups = _groups(run.screener, batch[piece] or batch[:1], branches[piece] or branches[:1])
+        if run.config.self_check and not run.checked:
+            check_first_batch(run.screener, run.config, groups)
+            run.checked = True
         with computing(run.screener, run.config):
-            said = completion_logprobs(run.screener, _groups(run.screener, batch[piece], branches[piece]))
-        loss = -said.logprobs.sum() / tokens
-        loss.backward()  # type: ignore[no-untyped-call]
+            said = completion_logprobs(run.screener, groups)
+        loss = -said.logprobs.sum() / tokens * counts
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
+    (total,) = run.ranks.sum([total])
     step, last_good = run.state.step + 1, run.directory.latest_checkpoint()
     refuse_divergence("loss", total, step, last_good)
+    run.ranks.add_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
     norm = clip_and_step(run.optimizer, run.config.clip)
     refuse_divergence("gradient", norm, step, last_good)
     return {"loss": total, "grad_norm": norm, "tokens": tokens}
 
 
 def next_batch(run: Run) -> list[Shown]:
-    """The samples of the coming step. Order and augmentation follow from seed and step, so a resumed run sees the same.
-
-    Every sample is shown once before any is shown again.
+    """The samples of the coming step, this process's share of them. Order and augmentation follow from seed and step,
+    so a resumed run sees the same. Every sample is shown once before any is shown again.
     """
     count, size = len(run.train_samples), run.config.batch_samples
     shown = []
-    for number in range(run.state.step * size, (run.state.step + 1) * size):
+    for number in run.ranks.share(range(run.state.step * size, (run.state.step + 1) * size)):
         order = _order(count, run.config.seed, number // count)
         rng = random.Random(f"{run.config.seed}/{number}")  # noqa: S311 - a draw, not a secret
         shown.append(_show(run, run.train_samples[order[number % count]], rng))
@@ -260,18 +284,24 @@ def evaluate(run: Run) -> dict[str, float]:
         return {}
     run.screener.model.eval()
     loss, tokens, written, records = 0.0, 0, 0, 0
-    for start in range(0, len(run.validation_samples), run.config.batch_samples):
+    mine, size = run.ranks.share(run.validation_samples), run.config.batch_samples
+    rounds = run.ranks.most(-(-len(mine) // size)) if run.config.fsdp else -(-len(mine) // size)
+    for number in range(rounds):
+        samples = mine[number * size : (number + 1) * size]
         batch = [
             Shown(run.store.of(sample[0]), [make_example(record, PromptKind.ASK) for record in sample])
-            for sample in run.validation_samples[start : start + run.config.batch_samples]
+            for sample in samples or run.validation_samples[:1]
         ]
         branches = [_branches(run.screener, shown) for shown in batch]
         with computing(run.screener, run.config):
             said = completion_logprobs(run.screener, _groups(run.screener, batch, branches))
+        if not samples:
+            continue  # a pass that other processes wait for
         loss -= float(said.logprobs.sum())
         tokens += int(said.mask.sum())
         written += int((said.greedy | ~said.mask).all(dim=1).sum())
         records += len(said.mask)
+    loss, tokens, written, records = run.ranks.sum([loss, tokens, written, records])
     figures = {"validation_loss": loss / tokens, "validation_written": written / records}
     run.directory.log(run.state.step, figures)
     keep_samples(run)
@@ -280,9 +310,12 @@ def evaluate(run: Run) -> dict[str, float]:
 
 
 def keep_samples(run: Run) -> None:
-    """What the model writes by itself about a few validation records, spread over them, into samples.jsonl."""
+    """What the model writes by itself about a few validation records, spread over them, into samples.jsonl.
+
+    The first process alone writes them; split weights cannot, and leave none.
+    """
     records = [record for sample in run.validation_samples for record in sample]
-    if not run.config.sample_completions:
+    if not run.config.sample_completions or run.config.fsdp or not run.ranks.main:
         return
     some = records[:: max(1, len(records) // run.config.sample_completions)][: run.config.sample_completions]
     longest = max(len(completion_ids(run.screener, make_example(record, PromptKind.ASK).target)) for record in some)
@@ -295,13 +328,6 @@ def keep_samples(run: Run) -> None:
         )
     rows = [sample_row(record, one.text, RewardWeights()) for record, (one,) in zip(some, written, strict=True)]
     run.directory.log_rows(SAMPLES, run.state.step, rows)
-
-
-def finish(run: Run) -> None:
-    """Trackers and the report, when the run ends or is stopped."""
-    run.directory.close()
-    if run.config.report:
-        run.progress.say(write_report(run.directory.path))
 
 
 def save(run: Run) -> None:
@@ -325,10 +351,9 @@ def _samples(config: SFTConfig, split: Split) -> list[list[Record]]:
 
 def _screener(config: SFTConfig, checkpoint: Path | None, samples: Sequence[Sequence[Record]]) -> Screener:
     dtype = training_screener_dtype(config)
-    if checkpoint:
-        return load_screener(checkpoint / MODEL, config.device, dtype)
-    if has_weights(config.model_dir):
-        return load_screener(config.model_dir, config.device, dtype)
+    if checkpoint or has_weights(config.model_dir):
+        return load_screener(start_directory(config, checkpoint), config.device, dtype)
+    require(not config.lora.r, f"lora.r: {config.model_dir} has no weights to train an adapter beside: set lora.r=0")
     texts = _texts(config, samples)
     return new_screener(config.model_dir, texts, config.seed, config.device, dtype)
 

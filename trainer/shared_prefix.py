@@ -1,23 +1,28 @@
 """Log-probabilities of several completions behind one prompt that is computed once.
 
 A group is one encoded prompt (or only its images) and its branches, each a question and a completion, either possibly
-empty of the first. A group becomes one packed row ``prompt | branch | branch | ...``; a mask lets a branch see the
-prompt and itself, and its positions go on from the prompt's. Exact: equal to every branch run alone behind a repeated
-prompt (`repeated_prompt_logprobs`, the oracle). Sources: docs/design.md, decision 9; the packing is ours.
+empty of the first. All groups of a call stand in one packed row ``prompt | branch | branch | ... | prompt | ...``
+without padding; a branch sees its prompt and itself (prefix_attention.py), and its positions go on from the prompt's.
+Exact: equal to every branch run alone behind a repeated prompt (`repeated_prompt_logprobs`, the oracle; `self_check`
+compares the two where they are to be used). ``prefix_attention = mask`` does the same with a row per group and a mask
+of its size squared. Sources: docs/design.md, decision 9; the packing is ours.
 Not here: sampling completions (rollout.py), losses (sft.py, grpo.py).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from trainer.config import Refused
 from trainer.data import PromptBatch
 from trainer.model import Architecture, Screener
+from trainer.prefix_attention import Layout, Method, lay_out
 
 # Shapes: B groups, P prompt tokens, L tokens of a packed row, N branches of all groups, C completion tokens,
 # T completion tokens of all branches together, H hidden width, V vocabulary.
@@ -60,16 +65,22 @@ def completion_logprobs(screener: Screener, groups: PrefixGroups, temperature: f
     ValueError when a group has no branch, or a branch no completion or an image placeholder in it.
     """
     packed = _pack(screener, groups)
+    logprobs_T, greedy_T = screener.inside(_forward, screener, packed, groups.prompts.image_inputs(), temperature)
+    return _unflatten(groups, logprobs_T, greedy_T)
+
+
+def _forward(
+    screener: Screener, packed: _Packed, images: dict[str, torch.Tensor], temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     hidden_BLH = screener.model.model(
         input_ids=packed.input_ids,
         attention_mask=packed.attention_mask,
         position_ids=packed.position_ids,
         use_cache=False,
-        **groups.prompts.image_inputs(),
+        **({"shared_prefix": packed.layout} if packed.layout else {}),
+        **images,
     ).last_hidden_state
-    hidden_TH = hidden_BLH.flatten(0, 1)[packed.sources]
-    logprobs_T, greedy_T = token_logprobs(screener, hidden_TH, packed.targets, temperature)
-    return _unflatten(groups, logprobs_T, greedy_T)
+    return token_logprobs(screener, hidden_BLH.flatten(0, 1)[packed.sources], packed.targets, temperature)
 
 
 def repeated_prompt_logprobs(
@@ -96,6 +107,81 @@ def repeated_prompt_logprobs(
             logprobs.append(F.log_softmax(logits_LV.float(), -1).gather(1, said_C[:, None])[:, 0])
             greedy.append(logits_LV.argmax(-1) == said_C)
     return _unflatten(groups, torch.cat(logprobs), torch.cat(greedy))
+
+
+class SelfCheckFailed(Refused):
+    """The packed row does not compute what repeated prompts do; the message says by how much, and what to set."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """Mean differences between the packed row and repeated prompts."""
+
+    logprobs: float
+    gradients: float
+    """Relative; 0 where gradients were not compared."""
+
+    @property
+    def worst(self) -> float:
+        """The larger one."""
+        return max(self.logprobs, self.gradients)
+
+
+SELF_CHECK_TOLERANCE = {32: 1e-3, 16: 5e-2}
+"""Largest mean difference by bits of what is computed in. Ours; equal code differs by 1e-6 and 1e-2."""
+
+
+def self_check(screener: Screener, groups: PrefixGroups, *, thorough: bool = True, bits: int = 32) -> SelfCheck:
+    """Compare the packed row with repeated prompts on two branches: the first group's last and the last group's.
+
+    All groups go through the packed forward, so that a branch that sees another one would differ. Gradients are those
+    of the first text layer's weights that are trained, through all layers above it. Not thorough: one branch, and no
+    gradients. `bits` are those of what is computed in. SelfCheckFailed beyond SELF_CHECK_TOLERANCE.
+    """
+    pixels = _pixels_of_groups(groups.prompts)
+    layers = screener.model.model.language_model.layers
+    trained = [weight for layer in layers for weight in layer.parameters() if weight.requires_grad][:16]
+    ends = sorted({0, len(groups.branches) - 1}) if thorough else [0]
+    rows = list(itertools.accumulate(len(branches) for branches in groups.branches))
+    with torch.set_grad_enabled(thorough and bool(trained)):
+        packed = completion_logprobs(screener, groups).logprobs
+        of_packed = [packed[rows[end] - 1][: len(groups.branches[end][-1].completion)] for end in ends]
+        of_repeated = [_alone(screener, groups, end, pixels[end]) for end in ends]
+        told, oracle = torch.cat(of_packed), torch.cat(of_repeated)
+    apart = 0.0
+    if told.requires_grad:
+        ours = torch.autograd.grad(told.sum(), trained, allow_unused=True)
+        theirs = torch.autograd.grad(oracle.sum(), trained, allow_unused=True)
+        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
+        size = sum(float(b.abs().sum()) for _, b in pairs)
+        apart = sum(float((a - b).abs().sum()) for a, b in pairs) / size if size else 0.0
+    found = SelfCheck(float((told - oracle).detach().abs().mean()), apart)
+    measured = {"log-probabilities": found.logprobs, "gradients": found.gradients}
+    for what, difference in measured.items():
+        if not difference <= SELF_CHECK_TOLERANCE[bits]:  # a NaN too
+            raise SelfCheckFailed(
+                f"prefix_attention: {screener.prefix_attention} gives {what} that differ by {difference:.2g} on average "
+                f"from those of repeated prompts (up to {SELF_CHECK_TOLERANCE[bits]:g} is taken): "
+                "set prefix_attention=mask"
+            )
+    return found
+
+
+def _alone(screener: Screener, groups: PrefixGroups, number: int, pixels: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(C,) log-probabilities of a group's last branch by the oracle."""
+    prompts = groups.prompts
+    only = replace(prompts, input_ids=prompts.input_ids[number, None], lengths=prompts.lengths[number, None])
+    return repeated_prompt_logprobs(screener, PrefixGroups(only, [groups.branches[number][-1:]]), [pixels]).logprobs[0]
+
+
+def _pixels_of_groups(prompts: PromptBatch) -> list[dict[str, torch.Tensor]]:
+    """Each prompt's own pixel inputs, from those of all."""
+    counts = list(prompts.images_per_prompt)
+    if prompts.image_grid_thw is None:
+        return [{"pixel_values": part} for part in prompts.pixel_values.split(counts)]
+    grids = prompts.image_grid_thw.split(counts)
+    patches = prompts.pixel_values.split([int(grid.prod(1).sum()) for grid in grids])
+    return [{"pixel_values": p, "image_grid_thw": g} for p, g in zip(patches, grids, strict=True)]
 
 
 def token_logprobs(
@@ -125,9 +211,10 @@ def token_logprobs(
 @dataclass(frozen=True, slots=True)
 class _Packed:
     input_ids: torch.Tensor
-    """(B, L)"""
+    """(B, L): one row of everything, or a row per group where a mask is used."""
     attention_mask: torch.Tensor
-    """(B, 1, L, L) bool"""
+    """(B, 1, L, L) bool, or a stand-in of one element where the layout says who sees whom."""
+    layout: Layout | None
     position_ids: torch.Tensor
     """(3, B, L) or (B, L)"""
     sources: torch.Tensor
@@ -137,56 +224,81 @@ class _Packed:
 
 
 def _pack(screener: Screener, groups: PrefixGroups) -> _Packed:
+    # Built on the CPU and moved once: many small writes are slow on an accelerator.
     prompts = groups.prompts
     lengths, starts = prompts.lengths.tolist(), prompts.next_position.tolist()
-    rows = [
-        length + sum(len(branch.question) + len(branch.completion) for branch in branches)
-        for length, branches in zip(lengths, groups.branches, strict=True)
-    ]
-    batch, longest = len(rows), max(rows)
-    # Built on the CPU and moved once: many small writes are slow on an accelerator.
-    ids_BL = torch.full((batch, longest), screener.pad_token_id)
-    positions_3BL = torch.zeros(3, batch, longest, dtype=torch.long)
-    segment_BL = torch.full((batch, longest), -1)
     prompt_ids_BP, prompt_positions = prompts.input_ids.cpu(), prompts.position_ids.cpu()
+    rows: list[torch.Tensor] = []
+    positions: list[torch.Tensor] = []
+    segments: list[torch.Tensor] = []
     sources: list[torch.Tensor] = []
     targets: list[int] = []
-    for row, branches in enumerate(groups.branches):
-        if not branches:
-            raise ValueError(f"group {row} has no branch")
-        at = lengths[row]
-        ids_BL[row, :at] = prompt_ids_BP[row, :at]
-        positions_3BL[:, row, :at] = prompt_positions[..., row, :at]
-        segment_BL[row, :at] = 0
-        for number, branch in enumerate(branches, start=1):
-            if not branch.completion:
-                raise ValueError(f"group {row}, branch {number}: a branch needs a completion")
-            tokens = [*branch.question, *branch.completion]
-            if screener.image_token_id in tokens:
-                raise ValueError(f"group {row}, branch {number}: an image placeholder stands outside of the prompt")
-            end = at + len(tokens)
-            ids_BL[row, at:end] = torch.tensor(tokens)
-            positions_3BL[:, row, at:end] = torch.arange(len(tokens)) + starts[row]
-            segment_BL[row, at:end] = number
-            source = torch.arange(at - 1, end - 1)[len(branch.question) :]
+    for number, (length, branches) in enumerate(zip(lengths, groups.branches, strict=True)):
+        _require_usable(screener, number, branches)
+        said = [torch.tensor([*branch.question, *branch.completion]) for branch in branches]
+        rows.append(torch.cat([prompt_ids_BP[number, :length], *said]))
+        behind = torch.cat([torch.arange(len(tokens)) + starts[number] for tokens in said])
+        before = prompt_positions[..., number, :length].expand(3, -1)
+        positions.append(torch.cat([before, behind.expand(3, -1)], 1))
+        sizes = torch.tensor([length, *(len(tokens) for tokens in said)])
+        segments.append(torch.arange(len(sizes)).repeat_interleave(sizes))
+        at = length
+        for branch, tokens in zip(branches, said, strict=True):
+            source = torch.arange(at - 1, at - 1 + len(tokens))[len(branch.question) :]
             if not branch.question:
-                source[0] = lengths[row] - 1  # the first word follows the prompt, not the branch before it
-            sources.append(source + row * longest)
+                source[0] = length - 1  # the first word follows the prompt, not the branch before it
+            sources.append(source)
             targets.extend(branch.completion)
-            at = end
+            at += len(tokens)
     device = screener.device
-    segment_BL = segment_BL.to(device)
-    # A token sees the prompt (segment 0) and its own segment, as far as it has been written; padding sees itself.
-    own = (segment_BL[:, None, :] == segment_BL[:, :, None]) | (segment_BL[:, None, :] == 0)
-    written = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+    masked = screener.prefix_attention == "mask"
+    width = max(len(row) for row in rows)
+    begins = [number * width for number in range(len(rows))] if masked else _begins(rows)
+    of_group = [begin for begin, branches in zip(begins, groups.branches, strict=True) for _ in branches]
+    if masked:
+        ids_BL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=screener.pad_token_id)
+        positions_3BL = torch.stack([F.pad(one, (0, width - one.shape[1])) for one in positions], 1)
+        layout, mask = None, _mask([segment.to(device) for segment in segments], width)
+    else:
+        ids_BL, positions_3BL = torch.cat(rows)[None], torch.cat(positions, 1)[:, None]
+        shapes = [
+            (length, [len(branch.question) + len(branch.completion) for branch in branches])
+            for length, branches in zip(lengths, groups.branches, strict=True)
+        ]
+        method: Method = screener.prefix_attention  # type: ignore[assignment]
+        # Of four dimensions, a mask is taken as it is: nothing of the row's size squared is ever made.
+        layout, mask = lay_out(shapes, method, device), torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
     multimodal = screener.architecture is not Architecture.INTERNVL
     return _Packed(
         input_ids=ids_BL.to(device),
-        attention_mask=(own & written)[:, None],
+        attention_mask=mask,
+        layout=layout,
         position_ids=(positions_3BL if multimodal else positions_3BL[0]).to(device),
-        sources=torch.cat(sources).to(device),
+        sources=torch.cat([source + begin for source, begin in zip(sources, of_group, strict=True)]).to(device),
         targets=torch.tensor(targets, device=device),
     )
+
+
+def _require_usable(screener: Screener, number: int, branches: Sequence[Branch]) -> None:
+    if not branches:
+        raise ValueError(f"group {number} has no branch")
+    for place, branch in enumerate(branches, start=1):
+        if not branch.completion:
+            raise ValueError(f"group {number}, branch {place}: a branch needs a completion")
+        if screener.image_token_id in (*branch.question, *branch.completion):
+            raise ValueError(f"group {number}, branch {place}: an image placeholder stands outside of the prompt")
+
+
+def _begins(rows: Sequence[torch.Tensor]) -> list[int]:
+    return list(itertools.accumulate((len(row) for row in rows[:-1]), initial=0))
+
+
+def _mask(segments: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    """(B, 1, L, L): a token sees the prompt (segment 0) and its own segment, as far as it is written."""
+    segment_BL = torch.nn.utils.rnn.pad_sequence(list(segments), batch_first=True, padding_value=-1)
+    own = (segment_BL[:, None, :] == segment_BL[:, :, None]) | (segment_BL[:, None, :] == 0)
+    written = torch.ones(width, width, dtype=torch.bool, device=segment_BL.device).tril()
+    return (own & written)[:, None]
 
 
 def _unflatten(groups: PrefixGroups, logprobs_T: torch.Tensor, greedy_T: torch.Tensor) -> CompletionLogprobs:

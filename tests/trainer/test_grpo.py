@@ -107,11 +107,12 @@ def gradient(run: Run, **fields: Any) -> tuple[torch.Tensor, dict[str, Any]]:
     """The update's direction from one batch, under other settings."""
     run.config = replace(run.config, **fields)
     records = list(run.train_records.values())[:4]
-    groups = grpo.write_groups(run, records, seed=1)
+    seen = grpo.see_records(run, records)
+    groups = grpo.write_groups(run, seen, len(records), seed=1)
     advantages_NG = torch.linspace(-1, 1, 32).reshape(4, 8)
     set_learning_rate(run.optimizer, 0.5, run.config)
     before = [parameter.detach().clone() for parameter in run.screener.model.parameters()]
-    figures = grpo.learn(run, records, groups, advantages_NG)
+    figures = grpo.learn(run, seen, [0, 1, 2, 3], groups, advantages_NG)
     after = list(run.screener.model.parameters())
     moved = torch.cat([(b - a).flatten() for a, b in zip(before, after, strict=True)])
     return moved.detach(), figures

@@ -15,7 +15,7 @@ from trainer.contract.prompts import Prompt
 from trainer.data import encode_prompts
 from trainer.images import ImageTensor
 from trainer.model import Architecture, Screener
-from trainer.rollout import Sampling, Wanted, Written, generate, write_completions
+from trainer.rollout import Decoding, Sampling, Wanted, Written, generate, write_completions
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 GREEDY = Sampling(max_new_tokens=12)
@@ -158,3 +158,79 @@ def test_mixed_questions_are_refused(screener: Screener) -> None:
     heads = encode_prompts(screener, asked[:1], images[:1])
     with pytest.raises(ValueError, match="a question or none"):
         write_completions(screener, heads, [[Wanted([], GREEDY), Wanted([5], GREEDY)]])
+
+
+def test_heads_that_join_on_the_way_write_what_they_write_alone(any_screener: Screener) -> None:
+    encourage_ending(any_screener)
+    asked, images = two_samples()
+    heads = [encode_prompts(any_screener, [asked[n]], [images[n]]) for n in range(4)]
+    wanted = [
+        [Wanted([], Sampling(max_new_tokens=12, temperature=1.0, seed=7 * n + m)) for m in range(3)] for n in range(4)
+    ]
+    alone = [write_completions(any_screener, head, [wants]) for head, wants in zip(heads, wanted, strict=True)]
+    decoding = Decoding(any_screener)
+    branches = decoding.join(heads[0], wanted[:1])
+    for number in (1, 2, 3):
+        decoding.step()
+        decoding.step()
+        branches += decoding.join(heads[number], wanted[number : number + 1])
+    while decoding.step():
+        pass
+    expected = [one for group in alone for one in group]
+    assert len({len(one.token_ids) for one in expected}) > 2
+    assert [branch.as_written(any_screener).token_ids for branch in branches] == [one.token_ids for one in expected]
+    for branch, one in zip(branches, expected, strict=True):
+        assert branch.logprobs == pytest.approx(one.logprobs, abs=1e-4)
+
+
+def test_a_branch_that_leaves_changes_nothing_for_the_others(screener: Screener) -> None:
+    asked, images = two_samples()
+    heads = encode_prompts(screener, asked[:2], images[:2])
+    wanted = [[Wanted([], GREEDY), Wanted([], Sampling(max_new_tokens=12, temperature=1.0, seed=1))]] * 2
+    expected = write_completions(screener, heads, wanted)
+    decoding = Decoding(screener)
+    branches = decoding.join(heads, wanted)
+    decoding.step()
+    for place in (0, 1):  # the whole first row, which then leaves too
+        decoding.leave(branches[place])
+    late = decoding.join(heads, wanted)
+    while decoding.step():
+        pass
+    assert [branch.tokens for branch in branches[2:]] == [list(one.token_ids) for one in expected[2:]]
+    assert [branch.tokens for branch in late] == [list(one.token_ids) for one in expected]
+    assert len(branches[0].tokens) == 2
+
+
+def test_joining_that_fails_leaves_the_others_as_they_were(screener: Screener) -> None:
+    asked, images = two_samples()
+    heads = encode_prompts(screener, asked[:1], images[:1])
+    (expected,) = write_completions(screener, heads, [[Wanted([], GREEDY)]])
+    decoding = Decoding(screener)
+    (branch,) = decoding.join(heads, [[Wanted([], GREEDY)]])
+    with pytest.raises(ValueError, match="a question or none"):
+        decoding.join(heads, [[]])
+    while decoding.step():
+        pass
+    assert branch.as_written(screener).token_ids == expected.token_ids
+
+
+def test_likelihoods_are_those_of_temperature_1(screener: Screener) -> None:
+    asked, images = two_samples()
+    heads = encode_prompts(screener, asked[:1], images[:1])
+    decoding = Decoding(screener)
+    warm = Sampling(max_new_tokens=4, temperature=0.5, seed=2)
+    told, untold = decoding.join(heads, [[Wanted([], warm, alternatives=3), Wanted([], warm)]])
+    while decoding.step():
+        pass
+    assert told.tokens == untold.tokens
+    assert untold.likelihoods == []
+    rows = encode_prompts(screener, asked[:1], images[:1])
+    with torch.no_grad():
+        scored = completion_logprobs(screener, PrefixGroups(rows, [[Branch([], told.tokens)]]), temperature=1.0)
+    own = [likelihood.logprob for likelihood in told.likelihoods]
+    assert own == pytest.approx(scored.logprobs[0].tolist(), abs=1e-5)
+    assert own != pytest.approx(told.logprobs, abs=1e-2)
+    for likelihood in told.likelihoods:
+        values = [logprob for _, logprob in likelihood.alternatives]
+        assert len(values) == 3
+        assert values == sorted(values, reverse=True)

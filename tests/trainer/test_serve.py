@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +26,16 @@ import pytest
 from PIL import Image
 
 from tests.trainer.conftest import make_screener, random_images
+from trainer.batcher import SaidText
 from trainer.chat import ApiError, Limits, chat_row, read_request
+from trainer.checkpoint import find_model
 from trainer.config import ConfigRefused
 from trainer.contract import prompts
 from trainer.contract.dimensions import Dimension, Polarity
 from trainer.data import encode_prompts
 from trainer.images import prepare_image
 from trainer.model import Screener, save_screener
-from trainer.rollout import Sampling, generate
+from trainer.rollout import Decoding, Growing, Sampling, generate
 from trainer.serve import ServeConfig, Server, make_server
 
 ASK = prompts.ask(Dimension.PHYSICAL_SHADOW, Polarity.ACCEPTABLE, 2)
@@ -120,13 +126,13 @@ def test_requests_that_come_together_get_the_answers_they_get_alone(
 ) -> None:
     alone = [complete(client, messages=question(seed)).choices[0].message.content for seed in range(12)]
     sizes: list[int] = []
-    decode = server.batcher._decode
+    step = Decoding.step
 
-    def counted(batch: Sequence[Any]) -> None:
-        sizes.append(len(batch))
-        decode(batch)
+    def counted(decoding: Decoding) -> list[Growing]:
+        sizes.append(len(decoding.active))
+        return step(decoding)
 
-    monkeypatch.setattr(server.batcher, "_decode", counted)
+    monkeypatch.setattr(Decoding, "step", counted)
     with ThreadPoolExecutor(12) as pool:
         together = list(pool.map(lambda seed: complete(client, messages=question(seed)), range(12)))
     assert [answer.choices[0].message.content for answer in together] == alone
@@ -140,6 +146,138 @@ def test_stop_cuts_the_text(client: openai.OpenAI) -> None:
     assert cut.finish_reason == "stop"
 
 
+def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {"n": 2, "temperature": 1.0, "seed": 4, "max_tokens": 20}
+    whole = complete(client, **fields)
+    chunks = list(complete(client, **fields, stream=True, stream_options={"include_usage": True}))
+    *chunks, last = chunks
+    for choice in whole.choices:
+        own = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == choice.index]
+        assert own[0].delta.role == "assistant"
+        assert "".join(part.delta.content or "" for part in own) == choice.message.content
+        assert [part.finish_reason for part in own] == [None] * (len(own) - 1) + [choice.finish_reason]
+        assert len(own) > 3
+    assert len({chunk.id for chunk in [*chunks, last]}) == 1
+    assert (last.choices, last.usage) == ([], whole.usage)
+    assert all(chunk.usage is None for chunk in chunks)
+    assert list(complete(client, **fields, stream=True))[-1].choices, "usage comes only where it is asked for"
+
+
+def test_a_stream_keeps_back_what_may_be_a_stop_sequence(client: openai.OpenAI) -> None:
+    whole = complete(client, max_tokens=24).choices[0].message.content
+    stop = whole[5:9]
+    expected = whole[: whole.index(stop)]
+    answer = complete(client, max_tokens=24, stop=[stop, "never said"])
+    assert answer.choices[0].message.content == expected
+    assert answer.usage.completion_tokens < complete(client, max_tokens=24).usage.completion_tokens
+    parts = list(complete(client, max_tokens=24, stop=[stop, "never said"], stream=True))
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == expected
+    assert parts[-1].choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("stop", [[], ["ab"], ["xyz", "é!"]])
+def test_text_piece_by_piece_is_the_text_of_the_whole(screener: Screener, stop: list[str]) -> None:
+    text = "x xy xyabc é 漢字 🙂é!漢 a abx <answer>A,B</answer>"
+    token_ids = screener.tokenizer.encode(text, add_special_tokens=False)
+    said, pieces, taken = SaidText(screener, stop), [], []
+    for upto in range(1, len(token_ids) + 1):
+        said.add(token_ids[:upto], last=upto == len(token_ids))
+        piece, places = said.take(last=upto == len(token_ids) or said.stopped)
+        pieces.append(piece)
+        taken += places
+        if said.stopped:
+            break
+    cut = min((text.find(one) for one in stop if one in text), default=len(text))
+    assert "".join(pieces) == text[:cut]
+    assert taken == list(range(len(taken)))
+    assert screener.tokenizer.decode([token_ids[at] for at in taken]).startswith(text[: cut - 1])
+    assert sum(map(bool, pieces)) > 3
+
+
+def test_log_probabilities_are_told(server: Server, client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {"logprobs": True, "top_logprobs": 3}
+    answer = complete(client, **fields)
+    tokens = answer.choices[0].logprobs.content
+    images = [prepare_image(server.screener, picture(number)) for number in range(3)]
+    ((written,),) = generate(server.screener, [ASK], [images], Sampling(max_new_tokens=8))
+    length = len(written.token_ids) - written.finished
+    assert [one.logprob for one in tokens] == pytest.approx(list(written.logprobs)[:length], abs=1e-4)
+    assert b"".join(bytes(one.bytes) for one in tokens).decode(errors="replace") == answer.choices[0].message.content
+    for one in tokens:  # greedy: the likeliest is the one that was taken
+        assert (one.top_logprobs[0].token, one.top_logprobs[0].logprob) == (one.token, one.logprob)
+        assert len(one.top_logprobs) == 3
+    parts = list(complete(client, **fields, stream=True))
+    assert [one for part in parts for one in part.choices[0].logprobs.content] == tokens
+    assert complete(client, logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
+    assert complete(client).choices[0].logprobs is None
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < until, "it did not happen within ten seconds"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_hangs_up_leaves_the_batch(
+    server: Server, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    step = Decoding.step
+    taken: list[int] = []
+
+    def slow(decoding: Decoding) -> list[Growing]:
+        time.sleep(0.05)
+        taken.append(len(decoding.active))
+        return step(decoding)
+
+    monkeypatch.setattr(Decoding, "step", slow)
+    monkeypatch.setattr(server, "limits", replace(server.limits, max_completion_tokens=1000))
+    ending = int(server.screener.end_token_id)
+    monkeypatch.setattr(type(server.screener), "banned_token_ids", [ending])  # nobody ends by themselves
+    body = {"model": "tiny", "messages": question(), "max_tokens": 500, "stream": stream}
+    connection = http.client.HTTPConnection("127.0.0.1", int(server.server_address[1]))
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    wait_until(lambda: server.batcher.decoding == 1)
+    assert complete(client).choices, "others are answered while it goes on"
+    assert max(taken) == 2, "and it is together with it"
+    connection.close()
+    wait_until(lambda: server.batcher.decoding == 0)
+    assert len(taken) < 300
+
+
+def test_a_request_that_does_not_fit_waits_for_its_turn(server: Server, client: openai.OpenAI) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda seed: complete(client, n=40, temperature=1.0, seed=seed), range(3)))
+    assert [len(answer.choices) for answer in answers] == [40] * 3
+
+
+def test_too_large_and_too_many(server: Server, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "config", replace(server.config, max_body_mb=1))
+    with pytest.raises(openai.APIStatusError, match="a request may have 1 MB") as refused:
+        complete(client, messages=[{"role": "user", "content": "x" * (3 << 20)}])
+    assert refused.value.status_code == 413
+    monkeypatch.setattr(server.batcher, "_max_waiting", 0)
+    with pytest.raises(openai.RateLimitError, match="too many requests are waiting") as busy:
+        complete(client)
+    assert busy.value.response.headers["retry-after"] == "1"
+
+
+def test_a_run_directory_is_served_by_its_name(server: Server, tmp_path: Path) -> None:
+    run = tmp_path / "first"
+    shutil.copytree(server.config.model_dir, run / "checkpoints" / "step-00000003" / "model")
+    shutil.copytree(server.config.model_dir, run / "checkpoints" / "step-00000009.partial" / "model")
+    (run / "config.json").write_text(json.dumps({"command": "sft", "image_max_side": 24}))
+    assert find_model(run) == run / "checkpoints" / "step-00000003" / "model"
+    shutil.copytree(server.config.model_dir, run / "model")
+    assert find_model(run) == run / "model"
+    assert find_model(run / "model") == run / "model"
+    for given in (run, run / "model"):
+        with make_server(ServeConfig(model_dir=given, port=0, device="cpu")) as made:
+            assert made.name == given.name
+            assert made.image_max_side == 24
+
+
 def test_text_alone_and_a_system_message_are_answered(client: openai.OpenAI) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<|image_pad|> Hello?"}]
     assert complete(client, messages=messages).usage.completion_tokens >= 1
@@ -150,8 +288,12 @@ def test_text_alone_and_a_system_message_are_answered(client: openai.OpenAI) -> 
     [
         ({"response_format": {"type": "json_object"}}, "unsupported_parameter"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "unsupported_parameter"),
-        ({"logprobs": True}, "unsupported_parameter"),
-        ({"stream": True}, "unsupported_parameter"),
+        ({"top_logprobs": 3}, "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "invalid_value"),
+        ({"stream_options": {"include_usage": True}}, "invalid_value"),
+        ({"extra_body": {"top_k": 5}}, "unsupported_parameter"),
+        ({"extra_body": {"temprature": 1}}, "unsupported_parameter"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "unsupported_parameter"),
         ({"n": 0}, "invalid_value"),
         ({"n": 65}, "invalid_value"),
         ({"temperature": 3}, "invalid_value"),
@@ -204,20 +346,29 @@ def test_other_errors_have_the_same_form(server: Server, client: openai.OpenAI) 
 def test_a_failing_batch_is_said_and_the_next_one_works(
     server: Server, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(batch: object) -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(server.batcher, "_decode", broken)
-    with pytest.raises(openai.InternalServerError, match="server's log"):
-        complete(client)
-    monkeypatch.undo()
-    assert complete(client).choices
+    for name in ("join", "step"):
+        monkeypatch.setattr(Decoding, name, broken)
+        with pytest.raises(openai.InternalServerError, match="server's log"):
+            complete(client)
+        with pytest.raises(openai.APIError, match="server's log"):
+            list(complete(client, stream=True))
+        monkeypatch.undo()
+        assert complete(client).choices
 
 
 def test_too_many_images_are_refused() -> None:
     content = [{"type": "image_url", "image_url": {"url": uri(picture(0))}}] * 10
     with pytest.raises(ApiError, match="at most 9 images"):
         read_request({"messages": [{"role": "user", "content": content}]}, LIMITS)
+
+
+def test_text_that_is_no_unicode_is_refused() -> None:
+    body = json.loads('{"messages": [{"role": "user", "content": "half a pair \\ud83d"}]}')
+    with pytest.raises(ApiError, match=r"messages\[0\]\.content\[0\]\.text is not Unicode text"):
+        read_request(body, LIMITS)
 
 
 def test_a_key_is_asked_for_where_one_is_set(server: Server, client: openai.OpenAI) -> None:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from tests.trainer.conftest import random_images
-from trainer import shared_prefix
+from trainer import prefix_attention, shared_prefix
+from trainer.config import LoraConfig
 from trainer.contract import prompts
 from trainer.contract.dimensions import DIMENSIONS, Polarity
 from trainer.data import completion_ids, encode_prompts, question_ids
 from trainer.images import pixel_inputs
-from trainer.model import Screener
+from trainer.lora import add_adapter
+from trainer.model import PrefixAttention, Screener, checkpoint_layers
 from trainer.shared_prefix import (
     Branch,
     CompletionLogprobs,
     PrefixGroups,
+    SelfCheckFailed,
     completion_logprobs,
     repeated_prompt_logprobs,
+    self_check,
 )
 
 SAID = ["<think>A: green.</think><answer>A</answer>", "<answer>none</answer>", "<think>so</think><answer>A,B</answer>"]
@@ -50,31 +56,116 @@ def grpo_groups(screener: Screener) -> tuple[PrefixGroups, list[dict[str, torch.
     return PrefixGroups(encode_prompts(screener, asked, images), branches), [pixel_inputs(screener, i) for i in images]
 
 
-@pytest.mark.parametrize("make_groups", [sft_groups, grpo_groups])
-def test_it_equals_repeated_prompts(
-    any_screener: Screener, make_groups: Callable[[Screener], tuple[PrefixGroups, list[dict[str, torch.Tensor]]]]
-) -> None:
-    groups, images = make_groups(any_screener)
+MakeGroups = Callable[[Screener], tuple[PrefixGroups, list[dict[str, torch.Tensor]]]]
+
+
+def run(
+    screener: Screener, function: Callable[..., CompletionLogprobs], *given: object
+) -> tuple[CompletionLogprobs, dict[str, torch.Tensor]]:
+    """What a function finds, and every gradient of a fixed weighting of its log-probabilities."""
     weights = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    screener.model.zero_grad(set_to_none=True)
+    out = function(screener, *given)
+    rows, columns = out.logprobs.shape
+    (out.logprobs * weights[:rows].repeat(1, 9)[:, :columns]).sum().backward()  # type: ignore[no-untyped-call]
+    named = screener.model.named_parameters()
+    return out, {name: p.grad.clone() for name, p in named if p.grad is not None}
 
-    def run(
-        function: Callable[..., CompletionLogprobs], *extra: object
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        any_screener.model.zero_grad()
-        out = function(any_screener, groups, *extra)
-        rows, columns = out.logprobs.shape
-        (out.logprobs * weights[:rows].repeat(1, 9)[:, :columns]).sum().backward()  # type: ignore[no-untyped-call]
-        named = any_screener.model.named_parameters()
-        return out.logprobs.detach(), out.mask, {name: p.grad.clone() for name, p in named if p.grad is not None}
 
-    packed, packed_mask, packed_gradients = run(completion_logprobs)
-    naive, naive_mask, naive_gradients = run(repeated_prompt_logprobs, images)
-    assert torch.equal(packed_mask, naive_mask)
-    torch.testing.assert_close(packed, naive, atol=1e-5, rtol=0)
+def assert_equal_to_repeated_prompts(screener: Screener, make_groups: MakeGroups, atol: float = 1e-5) -> None:
+    groups, images = make_groups(screener)
+    packed, packed_gradients = run(screener, completion_logprobs, groups)
+    naive, naive_gradients = run(screener, repeated_prompt_logprobs, groups, images)
+    assert torch.equal(packed.mask, naive.mask)
+    assert torch.equal(packed.greedy, naive.greedy)
+    torch.testing.assert_close(packed.logprobs, naive.logprobs, atol=1e-5, rtol=0)
     assert packed_gradients.keys() == naive_gradients.keys()
+    trainable = {name for name, parameter in screener.model.named_parameters() if parameter.requires_grad}
+    assert len(packed_gradients) >= 0.9 * len(trainable)  # all but what no image of one size uses
     for name, gradient in naive_gradients.items():
         scale = max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(packed_gradients[name], gradient, atol=1e-4 * scale, rtol=0, msg=name)
+        torch.testing.assert_close(packed_gradients[name], gradient, atol=atol * scale, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("make_groups", [sft_groups, grpo_groups])
+@pytest.mark.parametrize("method", ["merged", "joined", "mask"])
+def test_it_equals_repeated_prompts(any_screener: Screener, method: PrefixAttention, make_groups: MakeGroups) -> None:
+    assert_equal_to_repeated_prompts(replace(any_screener, prefix_attention=method), make_groups)
+
+
+@pytest.mark.parametrize("method", ["merged", "joined"])
+def test_it_equals_repeated_prompts_with_checkpointed_layers(any_screener: Screener, method: PrefixAttention) -> None:
+    checkpoint_layers(any_screener.model)
+    any_screener.model.train()
+    assert_equal_to_repeated_prompts(replace(any_screener, prefix_attention=method), sft_groups)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_it_equals_repeated_prompts_with_adapters(any_screener: Screener, checkpointed: bool) -> None:
+    pytest.importorskip("peft")
+    with_adapter(any_screener)
+    if checkpointed:
+        checkpoint_layers(any_screener.model)
+        any_screener.model.train()
+    assert_equal_to_repeated_prompts(any_screener, sft_groups)
+
+
+def with_adapter(screener: Screener) -> None:
+    add_adapter(screener.model, LoraConfig(r=4, alpha=8.0))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in screener.model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def test_only_the_text_stack_shares_a_prefix(any_screener: Screener) -> None:
+    config = any_screener.model.config
+    assert any_screener.model.model.language_model.config._attn_implementation == "shared_prefix"
+    assert config.vision_config._attn_implementation == "sdpa"
+
+
+def test_nothing_of_the_row_squared_is_kept(screener: Screener) -> None:
+    """Bytes kept for going backward, beside the repeated prompt's: prompt 100, eight completions of 10."""
+    asked = prompts.ask(DIMENSIONS[0], Polarity.FLAWED, 4)
+    images = random_images(5, height=32, width=32)
+    batch = encode_prompts(screener, [asked], [images])
+    groups = PrefixGroups(batch, [[Branch([], [25 + n] * 10) for n in range(8)]])
+    counted: dict[tuple[int, int], int] = {}
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        counted[(storage.data_ptr(), storage.nbytes())] = storage.nbytes()
+        return tensor
+
+    found = []
+    for function, given in ((completion_logprobs, ()), (repeated_prompt_logprobs, ([pixel_inputs(screener, images)],))):
+        counted.clear()
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+            out = function(screener, groups, *given)  # type: ignore[operator]
+            found.append(sum(counted.values()))
+            del out
+    assert found[0] < found[1] / 3
+
+
+def test_the_first_batch_is_checked(screener: Screener, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, _ = sft_groups(screener)
+    assert self_check(screener, groups).worst < 1e-5
+    backward = prefix_attention._flash_backward
+    monkeypatch.setattr(prefix_attention, "_flash_backward", lambda *a, **k: [2 * g for g in backward(*a, **k)])
+    with pytest.raises(SelfCheckFailed, match="gradients.*prefix_attention=mask") as refused:
+        self_check(screener, groups)
+    assert "\n" not in str(refused.value)
+    monkeypatch.undo()
+    shapes = shared_prefix.lay_out
+
+    def a_token_early(given: list[tuple[int, list[int]]], *rest: Any) -> object:
+        return shapes([(prompt - 1, [first + 1, *others]) for prompt, (first, *others) in given], *rest)
+
+    monkeypatch.setattr(shared_prefix, "lay_out", a_token_early)
+    with pytest.raises(SelfCheckFailed, match="log-probabilities.*prefix_attention=mask"):
+        self_check(screener, groups)
+    assert self_check(replace(screener, prefix_attention="mask"), groups).worst < 1e-5
 
 
 def test_a_large_vocabulary_in_pieces_gives_the_same(screener: Screener, monkeypatch: pytest.MonkeyPatch) -> None:
