@@ -17,59 +17,34 @@ from functools import partial
 
 from django.db import transaction
 
-from annotation_server.jobs.working import HeldJob, JobRefused, TryLater
+from annotation_server.jobs.working import HeldJob
 from annotation_server.runs import ledger, pacing, selectors
 from annotation_server.runs import services as runs_services
-from annotation_server.runs.ledger import Answered, BudgetReached, Fact, NotYet, Reserve, RunStopped
+from annotation_server.runs.ledger import Answered, BudgetReached, Fact, NotYet, Opened, Reserve, RunStopped
 from annotation_server.runs.models import Attempt, Run, RunChunk
 from annotation_workers.judging import Judging, Step, Waiting
-from annotation_workers.model_client import EndpointUnusable, Failure, Means, ModelClient, Reading, Reply, read_reply
+from annotation_workers.model_client import Failure, Means, ModelClient, Reading, Reply, read_reply
 from annotation_workers.pictures import PictureMissing, Pictures
+from annotation_workers.stopping import EndpointAway, RunEnded, check_prompt, stopping
 from annotation_workers.waves import Waves
-from trainer.contract.prompts import PROMPT_VERSIONS
 
 BUSY_ROUNDS = 8
 """So often in a row the endpoint may ask for fewer calls, with no answer in between, before it counts as away."""
 _LOOK_SECONDS = 1.0
 """How often a chunk in hand looks whether its run still goes, and what its share of the endpoint is."""
 _NAP_SECONDS = 0.5
-
-
-class EndpointAway(Exception):
-    """The endpoint is down, or answers nobody for the moment; the message is one line."""
-
-
-class RunEnded(Exception):
-    """No call of this run can succeed; the message is one line."""
+_LOADED_AT_ONCE = 128
 
 
 def annotate_chunk(job: HeldJob) -> None:
     """Work on a chunk until its tasks are settled or the run stops. Called again, it goes on where it was."""
     chunk = RunChunk.objects.select_related("run__endpoint__annotator", "run__project").get(pk=job.object_id)
-    run = chunk.run
-    if not runs_services.begin(run.pk):
+    if not runs_services.begin(chunk.run_id):
         job.outcome = "The run is not going."
         return
-    try:
-        current = PROMPT_VERSIONS[runs_services.PROMPT_OF[run.approach]]
-        if run.prompt_version != current:
-            raise RunEnded(
-                f"the run asks with prompt {run.prompt_version}, this program with {current}: start a new one"
-            )
+    with stopping(job, chunk.run):
+        check_prompt(chunk.run)
         asyncio.run(_ChunkInHand(job, chunk).work())
-    except (RunEnded, EndpointUnusable) as error:
-        runs_services.fail(run, str(error))
-        raise JobRefused(str(error)) from None
-    except EndpointAway as error:
-        if job.last_chance:
-            # Not failed: what is missing is outside of the run, and it can go on once that is mended.
-            runs_services.pause(run, reason=str(error))
-        raise TryLater(str(error)) from None
-    except BudgetReached as error:
-        runs_services.pause(run, reason=str(error))
-        job.outcome = str(error)
-    except RunStopped:
-        job.outcome = "The run was paused or ended."
 
 
 class _ChunkInHand:
@@ -83,6 +58,8 @@ class _ChunkInHand:
         self._pictures = Pictures(self._endpoint)
         self._judging = Judging(chunk.run)
         self._queue: deque[Waiting] = deque()
+        self._loaded_to = 0
+        self._all_loaded = False
         self._in_hand = 0
         """Tasks that were taken from the queue, and may come back to it."""
         self._more = asyncio.Event()
@@ -101,7 +78,8 @@ class _ChunkInHand:
             try:
                 async with asyncio.TaskGroup() as self._group:
                     looking = self._group.create_task(self._keep_looking())
-                    places = range(min(self._endpoint.concurrency, len(self._queue)))
+                    self._group.create_task(self._load_rest())
+                    places = range(min(self._endpoint.concurrency, self._chunk.tasks - self._settled))
                     lanes = [self._group.create_task(self._lane(place)) for place in places]
                     if lanes:
                         await asyncio.wait(lanes)
@@ -118,10 +96,24 @@ class _ChunkInHand:
             ledger.recover(self._chunk)
         progress = selectors.run_progress(self._run)
         self._judging.ever_answered = progress.accepted + progress.rejected > 0
-        self._queue.extend(self._judging.waiting(run_task) for run_task in selectors.waiting_tasks(self._chunk))
-        self._settled = self._chunk.tasks - len(self._queue)
+        self._settled = self._chunk.accepted + self._chunk.rejected + self._chunk.failed
+        self._load_some()
         self._busy_rounds_before = pacing.pace_of(self._endpoint).busy_rounds
         self._look()
+
+    async def _load_rest(self) -> None:
+        while self._stop is None and not self._all_loaded:
+            await self._waves.in_thread(self._load_some)
+            self._more.set()
+
+    def _load_some(self) -> None:
+        """The next tasks: calls begin before all of a chunk's are read."""
+        tasks = selectors.waiting_tasks(self._chunk).filter(pk__gt=self._loaded_to)[:_LOADED_AT_ONCE]
+        waiting = [self._judging.waiting(run_task) for run_task in tasks]
+        self._queue.extend(waiting)
+        self._all_loaded = len(waiting) < _LOADED_AT_ONCE
+        if waiting:
+            self._loaded_to = waiting[-1].run_task.pk
 
     async def _keep_looking(self) -> None:
         while True:
@@ -168,15 +160,17 @@ class _ChunkInHand:
             attempt, reserve = opened
             request = self._judging.request(waiting, attempt, images)
             result = await self._client.complete(request, request_id=attempt.request_id)
-            concluding = self._conclude(waiting, attempt, reserve, result)
             if isinstance(result, Failure):
-                await concluding  # the next call may be one too many: what this one says comes first
+                # Waited for: the next call may be one too many.
+                self._put_down(waiting, settled=await self._take_failure(waiting, attempt, reserve, result))
             else:
-                self._group.create_task(concluding)
+                reading = read_reply(result.body)
+                kept = self._waves.put(_answered(attempt, reserve, result, reading))
+                self._group.create_task(self._conclude(waiting, attempt, reading, kept))
 
     async def _next_task(self, place: int) -> Waiting | None:
         """None once there is none and none can come back, or when the work stops."""
-        while self._stop is None and (self._queue or self._in_hand):
+        while self._stop is None and (self._queue or self._in_hand or not self._all_loaded):
             if place >= self._allowed:
                 await asyncio.sleep(_NAP_SECONDS)
             elif self._queue:
@@ -233,44 +227,29 @@ class _ChunkInHand:
 
     # What came of it
 
-    async def _conclude(self, waiting: Waiting, attempt: Attempt, reserve: Reserve, result: Reply | Failure) -> None:
-        """Keep what came of a call, and then what it means."""
-        if isinstance(result, Failure):
-            self._notice(result)
-            step = self._judging.failed(waiting, result.means, result.reason)
-            settled = await self._follow(
-                waiting,
-                step,
-                Answered(
-                    attempt=attempt,
-                    reserve=reserve,
-                    outcome=Attempt.Outcome.UNKNOWN if result.means is Means.UNKNOWN else Attempt.Outcome.ERROR,
-                    reason=result.reason,
-                    detail=result.detail,
-                    http_status=result.status,
-                    body=result.body,
-                    latency_ms=result.latency_ms,
-                    busy=result.means is Means.BUSY,
-                    retry_after=result.retry_after,
-                ),
-            )
-        else:
-            reading = read_reply(result.body)
-            await self._waves.keep(
-                Answered(
-                    attempt=attempt,
-                    reserve=reserve,
-                    outcome=Attempt.Outcome.ANSWERED,
-                    http_status=result.status,
-                    body=result.body,
-                    input_tokens=reading.input_tokens,
-                    cached_tokens=reading.cached_tokens,
-                    output_tokens=reading.output_tokens,
-                    latency_ms=result.latency_ms,
-                )
-            )
-            settled = await self._judge(waiting, attempt, reading)
-        self._put_down(waiting, settled=settled)
+    async def _conclude(
+        self, waiting: Waiting, attempt: Attempt, reading: Reading, kept: asyncio.Future[Opened | None]
+    ) -> None:
+        """Once a response is kept, find out what it means for its task."""
+        await kept
+        self._put_down(waiting, settled=await self._judge(waiting, attempt, reading))
+
+    async def _take_failure(self, waiting: Waiting, attempt: Attempt, reserve: Reserve, failure: Failure) -> bool:
+        """Keep a call that brought no response, and what that means; True when the task is settled by it."""
+        self._notice(failure)
+        answered = Answered(
+            attempt=attempt,
+            reserve=reserve,
+            outcome=Attempt.Outcome.UNKNOWN if failure.means is Means.UNKNOWN else Attempt.Outcome.ERROR,
+            reason=failure.reason,
+            detail=failure.detail,
+            http_status=failure.status,
+            body=failure.body,
+            latency_ms=failure.latency_ms,
+            busy=failure.means is Means.BUSY,
+            retry_after=failure.retry_after,
+        )
+        return await self._follow(waiting, self._judging.failed(waiting, failure.means, failure.reason), answered)
 
     async def _judge(self, waiting: Waiting, attempt: Attempt, reading: Reading) -> bool:
         """Turn a kept response into an annotation, or refuse it; True when the task is settled by it."""
@@ -311,6 +290,20 @@ class _ChunkInHand:
         self._bad_in_a_row += 1
         if self._bad_in_a_row >= self._endpoint.concurrency + 10:
             self._stop = self._stop or EndpointAway(f"{detail} ({self._bad_in_a_row} calls in a row failed)")
+
+
+def _answered(attempt: Attempt, reserve: Reserve, reply: Reply, reading: Reading) -> Answered:
+    return Answered(
+        attempt=attempt,
+        reserve=reserve,
+        outcome=Attempt.Outcome.ANSWERED,
+        http_status=reply.status,
+        body=reply.body,
+        input_tokens=reading.input_tokens,
+        cached_tokens=reading.cached_tokens,
+        output_tokens=reading.output_tokens,
+        latency_ms=reply.latency_ms,
+    )
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

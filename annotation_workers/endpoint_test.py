@@ -44,6 +44,7 @@ _PROBE_TOKENS = 32
 _COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
 _SENTINEL = "winnow-7351"
 """Nothing in the question leads to it: only the schema does."""
+_NO_SUCH_THING = (400, 403, 404, 405, 422, 501)
 _PUBLIC_PICTURE = "/static/guidelines/appearance-fine-left.webp"
 """A picture of ours that anybody may fetch."""
 
@@ -200,12 +201,24 @@ async def gives_choices(client: ModelClient) -> Finding:
     return Finding(False, f"asked for two completions with a 200, it gave {given}")
 
 
+async def makes_batches(client: ModelClient) -> Finding:
+    """It lists its batches, be there none."""
+    result = await client.get("/batches?limit=1")
+    if isinstance(result, Failure):
+        return Finding(False if result.status in _NO_SUCH_THING else None, result.detail)
+    listed = _parsed(result.body)
+    if isinstance(listed, dict) and isinstance(listed.get("data"), list):
+        return Finding(True, "it lists its batches")
+    return Finding(False, "asked for its batches with a 200, it gave no list of them")
+
+
 PROBES: Mapping[Feature, Callable[[ModelClient], Awaitable[Finding]]] = {
     Feature.DATA_URI: reads_data_uris,
     Feature.IMAGE_URL: fetches_images,
     Feature.JSON_SCHEMA: answers_in_a_schema,
     Feature.LOGPROBS: tells_logprobs,
     Feature.CHOICES: gives_choices,
+    Feature.BATCHES: makes_batches,
 }
 
 

@@ -20,7 +20,7 @@ from annotation_server.runs.models import EndpointTest, Run
 from annotation_server.runs.preparation import prepare_run as do_prepare
 from annotation_server.samples.importers import ImportRefused
 from annotation_server.samples.models import ImportBatch
-from annotation_workers import annotate, endpoint_test
+from annotation_workers import annotate, batches, endpoint_test
 
 Work = Callable[[HeldJob], None]
 
@@ -60,6 +60,12 @@ def prepare_run(held: HeldJob) -> None:
 def annotate_chunk(held: HeldJob) -> None:
     """Annotate one chunk of a run."""
     annotate.annotate_chunk(held)
+
+
+@job(JobKind.BATCH_CHUNK)
+def batch_chunk(held: HeldJob) -> None:
+    """Bring the batches of one chunk of a run as far as they go."""
+    batches.work_on_batches(held)
 
 
 @job(JobKind.TEST_ENDPOINT)

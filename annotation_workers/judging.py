@@ -23,7 +23,7 @@ from annotation_server.runs.models import Attempt, Feature, Run, RunTask
 from annotation_server.runs.near_copies import NearCopy, Wording, find_near_copy
 from annotation_workers import answer_driven, automated, resolving
 from annotation_workers.confidence import Sample, answer_probability, in_order, mapped_back, order_shown, vote
-from annotation_workers.model_client import Means, Reading, Request
+from annotation_workers.model_client import Means, Reading, Request, read_reply
 from annotation_workers.verdicts import Limits, ModelApproach, Question, Rejected
 from trainer.contract.answers import Completion
 from trainer.contract.dimensions import Dimension, Polarity
@@ -36,7 +36,9 @@ APPROACHES: dict[str, ModelApproach] = {
 }
 IN_JSON = ModelApproach(automated.build_prompt, automated.judge_json, automated.response_format)
 """Automated, where the run asks for answers in a JSON schema: the same question, held to the same answer."""
-NOBODYS_FAULT = frozenset({ledger.INTERRUPTED, "unreachable", "rate_limit", "overloaded"})
+NEVER_CHARGED = frozenset({"expired", "cancelled", "unsent", "batch_failed"})
+"""Reasons of requests in a batch to which the endpoint never came."""
+NOBODYS_FAULT = frozenset({ledger.INTERRUPTED, "unreachable", "rate_limit", "overloaded"}) | NEVER_CHARGED
 """Reasons of attempts that do not use up what a task may take."""
 _USED = frozenset({Attempt.Outcome.REJECTED, Attempt.Outcome.ERROR, Attempt.Outcome.UNKNOWN})
 
@@ -162,9 +164,17 @@ class Judging:
             input_tokens += self._run.max_tokens  # a whole completion goes in again
         output_tokens = self._run.max_tokens * self._choices(waiting)
         return Reserve(
-            usd=max(cost_of(self._endpoint, input_tokens, output_tokens), self._most.usd),
+            usd=max(self._cost(input_tokens, output_tokens), self._most.usd),
             tokens=max(input_tokens + output_tokens, self._most.tokens),
         )
+
+    def _cost(self, *tokens: int) -> Decimal:
+        return cost_of(self._endpoint, *tokens, batched=self._run.batched)
+
+    def calls_at_once(self, waiting: Waiting) -> int:
+        """How many calls about a task may be on their way together: missing samples do not wait for one another."""
+        missing = max(1, self._run.samples - len(waiting.samples))
+        return 1 if self._choices(waiting) > 1 else missing
 
     def _choices(self, waiting: Waiting) -> int:
         """How many completions the next call asks for: all that are missing, where the endpoint can and they are to
@@ -202,6 +212,17 @@ class Judging:
         threshold = self._run.project.near_copy
         return find_near_copy(self._run.project_id, threshold, wording) if threshold else None
 
+    def best_first(self, waiting: Waiting) -> list[tuple[Attempt, str]]:
+        """A task's unjudged answers; of several samples the bad ones last, so that none of them ends the task before
+        the good ones have voted."""
+        if self._run.samples == 1:
+            return list(waiting.unjudged)
+        return sorted(waiting.unjudged, key=lambda answer: not self._is_sample(waiting, read_reply(answer[1])))
+
+    def _is_sample(self, waiting: Waiting, reading: Reading) -> bool:
+        texts = () if reading.problem else (reading.text, *reading.others)
+        return any(not isinstance(self._approach.judge(waiting.question, text), Rejected) for text in texts)
+
     def copied(self, waiting: Waiting, copy: NearCopy) -> Step:
         """The reasoning that was to be solved again is another's."""
         if waiting.to_resolve is None:
@@ -218,7 +239,7 @@ class Judging:
                 return self._give_up(waiting, reason, *self._unresolved(waiting))
             case Means.BROKEN | Means.UNKNOWN:
                 waiting.used += 1
-                if self._used_up(waiting):
+                if self.used_up(waiting):
                     return self._give_up(waiting, reason, *self._unresolved(waiting))
         return Step()
 
@@ -229,7 +250,7 @@ class Judging:
     def resumed(self, waiting: Waiting) -> Step:
         """Once its unjudged answers are judged: the end of a task whose last worker ended between refusing and giving
         up; else nothing."""
-        if waiting.objection and self._used_up(waiting):
+        if waiting.objection and self.used_up(waiting):
             return self._give_up(waiting, waiting.objection, *self._unresolved(waiting))
         return Step()
 
@@ -243,7 +264,7 @@ class Judging:
             return step
         waiting.samples.clear()
         self._refused(waiting, accepted.attempt.reason)
-        return self._give_up(waiting, accepted.attempt.reason) if self._used_up(waiting) else Step()
+        return self._give_up(waiting, accepted.attempt.reason) if self.used_up(waiting) else Step()
 
     def _judge_samples(self, waiting: Waiting, attempt: Attempt, reading: Reading) -> Step:
         """Put what can be read to the other samples; once they are enough they vote."""
@@ -303,7 +324,7 @@ class Judging:
         """A completion that could be read is not taken."""
         self._refused(waiting, refusal.reason)
         refused = _refusal(attempt, Attempt.Outcome.REJECTED, refusal)
-        if not self._used_up(waiting):
+        if not self.used_up(waiting):
             return Step((*facts, refused))
         return self._give_up(waiting, refusal.reason, *facts, refused)
 
@@ -324,7 +345,7 @@ class Judging:
         waiting.used += 1
         waiting.unread += 1
         refused = _refusal(attempt, outcome, refusal)
-        if not final and not self._used_up(waiting):
+        if not final and not self.used_up(waiting):
             return Step((refused,))
         return self._give_up(waiting, refusal.reason, refused, *self._unresolved(waiting))
 
@@ -342,11 +363,12 @@ class Judging:
         state = RunTask.State.REJECTED if waiting.any_completion else RunTask.State.FAILED
         return Step((*facts, GivenUp(run_task=waiting.run_task, state=state, reason=reason)), settled=True)
 
-    def _used_up(self, waiting: Waiting) -> bool:
+    def used_up(self, waiting: Waiting) -> bool:
+        """Whether the task has had all the tries that the run gives it."""
         return waiting.used >= self._run.max_attempts
 
     def _count_most(self, reading: Reading) -> None:
-        cost = cost_of(self._endpoint, reading.input_tokens, reading.output_tokens, reading.cached_tokens)
+        cost = self._cost(reading.input_tokens, reading.output_tokens, reading.cached_tokens)
         tokens = reading.input_tokens + reading.output_tokens
         self._most = Reserve(max(self._most.usd, cost), max(self._most.tokens, tokens))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -139,7 +141,7 @@ class ModelClient:
     """One endpoint, for many calls at once: `async with ModelClient(endpoint) as client`."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._key = _api_key(endpoint)
+        self._key = api_key(endpoint)
         self._model = endpoint.model
         self._where = f"{endpoint.name} ({endpoint.base_url})"
         self._base_url = endpoint.base_url
@@ -147,7 +149,7 @@ class ModelClient:
             endpoint.timeout_seconds, connect=min(_CONNECT_SECONDS, float(endpoint.timeout_seconds))
         )
         self._deliveries = Deliveries()
-        self._clients = [self._make_client(openai.DefaultAioHttpClient(timeout=self._timeout))]
+        self._clients = [self._make_client(openai.DefaultAioHttpClient(timeout=self._timeout, verify=_trusted()))]
 
     def _make_client(self, http_client: httpx2.AsyncClient) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(
@@ -191,12 +193,24 @@ class ModelClient:
             return self._delivered_twice(body, response.status_code, _since(started))
         return Reply(body=body, status=response.status_code, latency_ms=_since(started))
 
+    async def get(self, path: str) -> Reply | Failure:
+        """What the endpoint tells without being asked to complete anything."""
+        started = time.monotonic()
+        try:
+            response = await self._clients[-1].get(path, cast_to=httpx2.Response)
+        except openai.APIStatusError as error:
+            return self._status_failure(error, _since(started))
+        except openai.APIConnectionError as error:
+            return self._connection_failure(error, _since(started))
+        body = self._without_key(storable(response.text[:MAX_BODY_CHARS]))
+        return Reply(body=body, status=response.status_code, latency_ms=_since(started))
+
     def _delivered_twice(self, body: str, status: int, latency_ms: int) -> Failure:
         """An answer to an earlier request: what this one was answered nobody knows. Where that is sure, every request
         has a connection of its own from now on, in which nothing can lie."""
         if self._deliveries.is_sure and len(self._clients) == 1:
             alone = httpx2.Limits(max_connections=1000, max_keepalive_connections=0)
-            own = openai.DefaultAsyncHttpxClient(limits=alone, timeout=self._timeout)
+            own = openai.DefaultAsyncHttpxClient(limits=alone, timeout=self._timeout, verify=_trusted())
             self._clients.append(self._make_client(own))
         return Failure(
             means=Means.UNKNOWN,
@@ -222,7 +236,7 @@ class ModelClient:
     def _status_failure(self, error: openai.APIStatusError, latency_ms: int) -> Failure:
         status = error.status_code
         body = self._without_key(storable(error.response.text[:MAX_BODY_CHARS]))
-        said = _error_message(body)
+        said = error_message(body)
         means, reason = classify_status(status, f"{error.code or ''} {error.type or ''} {said}".lower())
         return Failure(
             means=means,
@@ -239,7 +253,14 @@ class ModelClient:
         return text.replace(self._key, "[key]") if self._key else text
 
 
-def _api_key(endpoint: Endpoint) -> str:
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The authorities a server's certificate may be of; reading them takes longer than a call."""
+    return httpx2.create_ssl_context()
+
+
+def api_key(endpoint: Endpoint) -> str:
+    """From the environment; empty where it wants none. Raises EndpointUnusable where it is not set."""
     if not endpoint.api_key_env:
         return ""
     key = os.environ.get(endpoint.api_key_env, "")
@@ -296,6 +317,8 @@ def read_reply(body: str) -> Reading:
         return Reading(problem="not_json", detail=f"the response is not JSON: {_start(body)}")
     if not isinstance(data, dict):
         return Reading(problem="not_a_completion", detail=f"the response is no completion: {_start(body)}")
+    if "custom_id" in data:
+        data = _of_batch(data)
     spent = _usage(data)
 
     def problem(word: str, detail: str, final: bool = False) -> Reading:
@@ -317,6 +340,13 @@ def read_reply(body: str) -> Reading:
     return replace(
         spent, text=storable(text), others=tuple(storable(one) for one in others if one), tokens=_logprobs(choice)
     )
+
+
+def _of_batch(line: dict[str, Any]) -> dict[str, Any]:
+    """The response in a line of a batch's results, which is kept as it came."""
+    response = line.get("response")
+    body = response.get("body") if isinstance(response, dict) else None
+    return body if isinstance(body, dict) else {}
 
 
 def _content(choice: object) -> str:
@@ -362,7 +392,8 @@ def _tokens(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else 0
 
 
-def _error_message(body: str) -> str:
+def error_message(body: str) -> str:
+    """What an error's body says, in one line."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):

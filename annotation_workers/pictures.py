@@ -32,9 +32,10 @@ class PictureMissing(Exception):
 class Pictures:
     """Images for one endpoint's messages. May be asked from several threads."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, *, by_address: bool | None = None) -> None:
+        """`by_address`: other than the endpoint has it."""
         self._side = endpoint.image_side
-        self._by_address = endpoint.images_as == Endpoint.ImagesAs.URL
+        self._by_address = endpoint.images_as == Endpoint.ImagesAs.URL if by_address is None else by_address
         if self._by_address and not settings.PUBLIC_URL:
             raise EndpointUnusable(
                 f"endpoint {endpoint.name} fetches its images, and PUBLIC_URL is not set where the workers run"

@@ -1,9 +1,9 @@
 """The ablation on drawn scenes: settings are chosen on seeds 0 to 4, and the table is published once from 5 to 9.
 
 ``python -m benchmarks.ablation choose`` and ``python -m benchmarks.ablation publish`` draw what is missing under
-var/ablation, every seed scenes of its own (hard cases rare, a part of the reasonings flawed), and run
+var/ablation, every seed scenes of its own (hard cases rare, a part of the reasonings bad), and run
 ``python -m trainer ablate`` on them; both go on where they were stopped. What follows ``--set`` goes to that command.
-Not here: the arms and the figures (trainer/ablate.py).
+Not here: the arms and the figures (trainer/ablate.py), how scenes are drawn (ablation_scenes.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.ablation_scenes import draw_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = {"choose": range(5), "publish": range(5, 10)}
@@ -28,7 +30,7 @@ def main() -> int:
     parser.add_argument("--train", type=int, default=100, help="samples to learn from; four records each (default 100)")
     parser.add_argument("--test", type=int, default=150, help="held-out samples (default 150)")
     parser.add_argument("--hardness", type=float, default=0.1, help="share of faint defects (default 0.1)")
-    parser.add_argument("--flawed", type=float, default=0.3, help="share of flawed reasonings (default 0.3)")
+    parser.add_argument("--imperfect", type=float, default=0.3, help="share of bad reasonings (default 0.3)")
     parser.add_argument("--home", type=Path, help="where runs and scenes are kept (default var/ablation/PURPOSE)")
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides")
     given = parser.parse_args()
@@ -42,17 +44,17 @@ def main() -> int:
         scenes = home / f"scenes-{seed}"
         if (scenes / "manifest.json").exists():
             continue
-        drawn = subprocess.run(
-            [
-                sys.executable, "-m", "fixtures.scene_export", str(scenes), "--size", "64",
-                "--seed", str(FIRST_SCENES[given.purpose] + seed), "--hardness", str(given.hardness),
-                "--flawed", str(given.flawed), "--train", str(given.train), "--validation", "16",
-                "--test", str(given.test),
-            ],
-            cwd=ROOT, check=False,
-        )  # fmt: skip
-        if drawn.returncode:
-            return drawn.returncode
+        code = draw_scenes(
+            scenes,
+            seed=FIRST_SCENES[given.purpose] + seed,
+            train=given.train,
+            validation=16,
+            test=given.test,
+            hardness=given.hardness,
+            imperfect=given.imperfect,
+        )
+        if code:
+            return code
     settings = [
         f"export_dir={home}/scenes-{{seed}}", f"model_dir={ROOT / 'fixtures' / 'base_screener'}",
         f"run_dir={home / 'runs'}", f"sft_config={ROOT / 'benchmarks' / 'ablation_sft.toml'}",

@@ -16,6 +16,7 @@ class JobKind(models.TextChoices):
     IMPORT_BATCH = "annotation_workers.jobs.import_batch", _("Import samples")
     PREPARE_RUN = "annotation_workers.jobs.prepare_run", _("Prepare a run")
     ANNOTATE_CHUNK = "annotation_workers.jobs.annotate_chunk", _("Annotate with a model")
+    BATCH_CHUNK = "annotation_workers.jobs.batch_chunk", _("Annotate through a model’s Batch API")
     TEST_ENDPOINT = "annotation_workers.jobs.test_endpoint", _("Test an endpoint")
     FREEZE_VERSION = "annotation_workers.jobs.freeze_version", _("Freeze a version")
     EXPORT_VERSION = "annotation_workers.jobs.export_version", _("Export a version")

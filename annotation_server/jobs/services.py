@@ -7,6 +7,7 @@ decision 1). Not here: what a job does (annotation_workers/jobs.py), keeping a l
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -161,6 +162,30 @@ def fail(job_id: int, token: uuid.UUID, error: str) -> bool:
             error=error,
         )
     )
+
+
+def put_off(job_id: int, token: uuid.UUID, *, seconds: float, message: str | None = None) -> bool:
+    """All that can be done for now is done: due again in so long, and no try of it counts. False when the lease was
+    lost before."""
+    said = {} if message is None else {"message": message[:500]}
+    return bool(
+        _held(job_id, token).update(
+            state=Job.State.QUEUED,
+            lease_token=None,
+            lease_expires_at=None,
+            due_at=timezone.now() + timedelta(seconds=seconds),
+            sent_at=None,
+            tries=0,
+            **said,
+        )
+    )
+
+
+def hasten(kind: JobKind, object_ids: Iterable[int]) -> int:
+    """Jobs of these objects that wait for their time are due now. Returns how many."""
+    now = timezone.now()
+    waiting = Job.objects.filter(kind=kind, object_id__in=object_ids, state=Job.State.QUEUED, due_at__gt=now)
+    return waiting.update(due_at=now, sent_at=None)
 
 
 def cancel(job: Job) -> bool:

@@ -32,6 +32,14 @@ class TryLater(Exception):
     """The work cannot be done just now, for a reason outside of it; the message is one line."""
 
 
+class ComeBack(Exception):
+    """What is left of the work waits for others, who need no worker meanwhile; the message is one line."""
+
+    def __init__(self, message: str, *, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
 @dataclass
 class HeldJob:
     """A claimed job in a worker's hands."""
@@ -92,8 +100,9 @@ class HeldJob:
 def working(job_id: int) -> Iterator[HeldJob | None]:
     """Work on a job: `with working(id) as job:`, where `job` is None when somebody else has it or it has ended.
 
-    Leaving the block finishes the job. JobRefused fails it for good, TryLater and any other error make it due again
-    later until its tries are used up; only an error nobody expected is raised on, with its traceback.
+    Leaving the block finishes the job. JobRefused fails it for good; ComeBack makes it due again as often as need be,
+    TryLater and any other error until its tries are used up. Only an error nobody expected is raised on, with its
+    traceback.
     """
     claimed_at = time.monotonic()
     job = services.claim(job_id)
@@ -119,6 +128,9 @@ def working(job_id: int) -> Iterator[HeldJob | None]:
         _stop(held, heart)
         log.warning("%s %s: %s", job.get_kind_display(), job.object_id, error)
         services.refuse(held.id, held.token, str(error))
+    except ComeBack as wait:
+        _stop(held, heart)
+        services.put_off(held.id, held.token, seconds=wait.seconds, message=str(wait))
     except TryLater as error:
         _stop(held, heart)
         log.warning("%s %s, try %s of %s: %s", job.get_kind_display(), job.object_id, job.tries, job.max_tries, error)

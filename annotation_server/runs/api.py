@@ -18,6 +18,7 @@ from annotation_server.jobs.models import JobKind
 from annotation_server.jobs.selectors import latest_job
 from annotation_server.projects.access import Access, Capability, access_to, may_name_keys, may_use_endpoints
 from annotation_server.runs import services
+from annotation_server.runs.batch_selectors import batch_progress
 from annotation_server.runs.models import Endpoint, EndpointTest, Feature, Run
 from annotation_server.runs.selection import Wanted
 from annotation_server.runs.selectors import (
@@ -43,6 +44,8 @@ class EndpointIn(Schema):
     output_price: Decimal = Decimal(0)
     cached_input_price: Decimal | None = None
     """Null: as other input."""
+    batch_price: Decimal = Field(Decimal("0.5"), ge=0, le=1)
+    """What a request in a batch costs, as a share of these prices."""
     concurrency: int = Field(8, ge=1)
     requests_per_minute: int = Field(0, ge=0)
     """For all workers together; 0: no limit."""
@@ -76,6 +79,7 @@ class EndpointChange(Schema):
     input_price: Decimal | None = None
     output_price: Decimal | None = None
     cached_input_price: Decimal | None = None
+    batch_price: Decimal | None = Field(None, ge=0, le=1)
     concurrency: int | None = Field(None, ge=1)
     requests_per_minute: int | None = Field(None, ge=0)
     tokens_per_minute: int | None = Field(None, ge=0)
@@ -117,6 +121,8 @@ class WantedIn(Schema):
     """Automated: completions per task; from two on their answers vote, and the share of votes is the confidence."""
     permute: bool = False
     """Every sample shows the candidates in another order."""
+    batched: bool = False
+    """Through the endpoint's Batch API, at its price for batches, where the endpoint has that feature."""
 
 
 class RunIn(WantedIn):
@@ -157,6 +163,23 @@ class ProgressOut(Schema):
     """At this rate; null while there is none."""
 
 
+class BatchesOut(Schema):
+    batches: int
+    out: int
+    """At the endpoint, or about to be."""
+    requests: int
+    """In those that are out."""
+    answered: int
+    """Of them, as the endpoint last said."""
+    created_at: datetime | None
+    """The oldest that is out."""
+    expires_at: datetime | None
+    """When the last of them is home at the latest."""
+    trouble: str
+    ignored: dict[str, int]
+    """Lines of results that were left out, by reason."""
+
+
 class RunOut(Schema):
     id: int
     endpoint: str
@@ -169,6 +192,9 @@ class RunOut(Schema):
     permute: bool
     logprobs: bool
     json_answers: bool
+    batched: bool
+    batches: BatchesOut | None
+    """Null where it is asked call by call."""
     budget_usd: Decimal | None
     budget_calls: int | None
     created_at: datetime
@@ -244,7 +270,8 @@ def get_endpoint_test(request: AuthenticatedRequest, test_id: int) -> EndpointTe
 def estimate_run(request: AuthenticatedRequest, slug: str, payload: WantedIn) -> Estimate:
     """How many tasks a run would work on, and what it would cost at most if nothing had to be asked again."""
     access = access_to(request.user, slug, Capability.RUN_MODELS)
-    return estimate(_wanted(access, payload), payload.max_tokens, payload.samples, permute=payload.permute)
+    sizes = payload.model_dump(include={"max_tokens", "samples", "permute", "batched"})
+    return estimate(_wanted(access, payload), **sizes)
 
 
 @router.post("/projects/{slug}/runs", response={202: RunOut})
@@ -259,6 +286,7 @@ def new_run(request: AuthenticatedRequest, slug: str, payload: RunIn) -> RunOut:
         permute=payload.permute,
         logprobs=payload.logprobs,
         json_answers=payload.json_answers,
+        batched=payload.batched,
         temperature=payload.temperature,
         max_tokens=payload.max_tokens,
         max_attempts=payload.max_attempts,
@@ -342,6 +370,7 @@ def _changed(request: AuthenticatedRequest, run: Run, verb: str, won: bool) -> R
 def _shown(run: Run) -> RunOut:
     progress = run_progress(run)
     counted = refusals(run)
+    batches = batch_progress(run)
     return RunOut(
         id=run.pk,
         endpoint=run.endpoint.name,
@@ -354,6 +383,8 @@ def _shown(run: Run) -> RunOut:
         permute=run.permute,
         logprobs=run.logprobs,
         json_answers=run.json_answers,
+        batched=run.batched,
+        batches=BatchesOut.model_validate(batches, from_attributes=True) if batches else None,
         budget_usd=run.budget_usd,
         budget_calls=run.budget_calls,
         created_at=run.created_at,

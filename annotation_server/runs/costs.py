@@ -29,12 +29,15 @@ class Spent:
     cost_usd: Decimal = Decimal(0)
 
 
-def cost_of(endpoint: Endpoint, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> Decimal:
+def cost_of(
+    endpoint: Endpoint, input_tokens: int, output_tokens: int, cached_tokens: int = 0, *, batched: bool = False
+) -> Decimal:
     """What a call cost at the endpoint's prices, in USD, to the last place that a row keeps: sums then stay exact."""
     cached = min(cached_tokens, input_tokens)
     cached_price = endpoint.input_price if endpoint.cached_input_price is None else endpoint.cached_input_price
     fresh = (input_tokens - cached) * endpoint.input_price
-    return ((fresh + cached * cached_price + output_tokens * endpoint.output_price) / _MILLION).quantize(_PLACES)
+    cost = (fresh + cached * cached_price + output_tokens * endpoint.output_price) / _MILLION
+    return (cost * endpoint.batch_price if batched else cost).quantize(_PLACES)
 
 
 def input_tokens_of(endpoint: Endpoint, images: Iterable[Image]) -> int:

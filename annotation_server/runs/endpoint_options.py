@@ -14,7 +14,7 @@ from django.core.management.base import CommandError, CommandParser
 from annotation_server.runs.models import Endpoint
 from annotation_server.runs.services import CHANGEABLE
 
-_PRICES = ("input_price", "output_price", "cached_input_price")
+_PRICES = ("input_price", "output_price", "cached_input_price", "batch_price")
 AS_OTHER_INPUT = "input"
 
 
@@ -25,6 +25,7 @@ def add_settings(parser: CommandParser) -> None:
     parser.add_argument(
         "--cached-input-price", metavar="USD", help=f"per million; {AS_OTHER_INPUT}: as other input, and so a new one"
     )
+    parser.add_argument("--batch-price", metavar="SHARE", help="of these prices, in a batch; a new one: 0.5")
     parser.add_argument("--concurrency", type=int, metavar="N", help="requests at once; a new one: 8")
     parser.add_argument("--requests-per-minute", type=int, metavar="N", help="0: no limit, and so a new one")
     parser.add_argument("--tokens-per-minute", type=int, metavar="N", help="in and out; 0: no limit, and so a new one")
@@ -51,4 +52,5 @@ def _price(name: str, text: str) -> Decimal | None:
         return Decimal(text)
     except InvalidOperation:
         option = "--" + name.replace("_", "-")
-        raise CommandError(f"{option} is USD per million tokens such as 0.15, got {text!r}", returncode=2) from None
+        wanted = "a share of the prices such as 0.5" if name == "batch_price" else "USD per million tokens such as 0.15"
+        raise CommandError(f"{option} is {wanted}, got {text!r}", returncode=2) from None

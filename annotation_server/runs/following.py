@@ -17,6 +17,7 @@ from django.conf import settings
 from django.core.management.base import CommandError
 
 from annotation_server.runs import selectors
+from annotation_server.runs.batch_selectors import batch_progress
 from annotation_server.runs.models import Run
 
 LOOK_SECONDS = 0.3
@@ -47,7 +48,14 @@ def report(run: Run, tell: Callable[[str], object]) -> None:
         f"{progress.failed} failed of {progress.tasks} tasks; {progress.calls} calls, "
         f"{progress.input_tokens}{cached} + {progress.output_tokens} tokens, ${progress.cost_usd:.4f}"
     )
-    if run.state == Run.State.RUNNING and progress.left:
+    batches = batch_progress(run)
+    if batches is not None and batches.batches:
+        tell(f"  {batches}")
+        for reason, times in batches.ignored.items():
+            tell(f"  {times} lines of results ignored: {reason}")
+        if batches.trouble:
+            tell(f"  {batches.trouble}")
+    elif run.state == Run.State.RUNNING and progress.left:
         tell(f"  {progress.tasks_per_second:.1f} tasks per second, {progress.left} left")
     if run.error:
         tell(f"  {run.error}")

@@ -32,6 +32,7 @@ class EndpointForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts 
             "input_price",
             "output_price",
             "cached_input_price",
+            "batch_price",
             "concurrency",
             "requests_per_minute",
             "tokens_per_minute",
@@ -48,6 +49,7 @@ class EndpointForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts 
             "input_price": _("Price of input"),
             "output_price": _("Price of output"),
             "cached_input_price": _("Price of cached input"),
+            "batch_price": _("Share of the prices in a batch"),
             "concurrency": _("Calls at once"),
             "requests_per_minute": _("Calls per minute"),
             "tokens_per_minute": _("Tokens per minute"),
@@ -67,13 +69,14 @@ class EndpointForm(forms.ModelForm):  # type: ignore[type-arg]  # no subscripts 
         """What was left out is as the model has it by default."""
         given = super().clean() or self.cleaned_data
         unset = Endpoint()
-        return given | {name: given.get(name) or getattr(unset, name) for name in _LEFT_AT_DEFAULT}
+        left_out = [name for name in _LEFT_AT_DEFAULT if given.get(name) in (None, "")]
+        return given | {name: getattr(unset, name) for name in left_out}
 
     def _post_clean(self) -> None:
         """Nothing: the model's own checks run in the service."""
 
 
-_LEFT_AT_DEFAULT = ("requests_per_minute", "tokens_per_minute", "images_as")
+_LEFT_AT_DEFAULT = ("batch_price", "requests_per_minute", "tokens_per_minute", "images_as")
 
 
 class EndpointChangeForm(EndpointForm):
@@ -163,6 +166,11 @@ class RunForm(forms.Form):
         required=False,
         help_text=_("Automated: a completion then always can be read. The endpoint has to have that feature."),
     )
+    batched = forms.BooleanField(
+        label=_("Through the Batch API"),
+        required=False,
+        help_text=_("Cheaper, and answered within 24 hours. The endpoint has to have that feature."),
+    )
 
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -192,7 +200,7 @@ class RunForm(forms.Form):
 
     def sizes(self) -> dict[str, Any]:
         """What an estimate takes beside what is wanted."""
-        return {name: self.cleaned_data[name] for name in ("max_tokens", "samples", "permute")}
+        return {name: self.cleaned_data[name] for name in ("max_tokens", "samples", "permute", "batched")}
 
     def settings(self) -> dict[str, Any]:
         """What start_run takes beside what is wanted."""
@@ -206,5 +214,6 @@ class RunForm(forms.Form):
             "permute",
             "logprobs",
             "json_answers",
+            "batched",
         )
         return {name: self.cleaned_data[name] for name in names}

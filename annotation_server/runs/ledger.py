@@ -21,7 +21,7 @@ from annotation_server.annotations.services import NewAnnotation
 from annotation_server.prepared import PreparedInsert, PreparedQuery, PreparedUpdate
 from annotation_server.runs import pacing
 from annotation_server.runs.costs import cost_of
-from annotation_server.runs.models import Attempt, Endpoint, RawResponse, Run, RunChunk, RunTask
+from annotation_server.runs.models import Attempt, Endpoint, RawResponse, RequestBatch, Run, RunChunk, RunTask
 from annotation_server.runs.near_copies import Wording, claim_wordings
 from trainer.contract.answers import Answer
 from trainer.contract.feedback import Objection
@@ -127,6 +127,10 @@ Fact = Answered | Accepted | Refused | Read | GivenUp
 Opened = Attempt | NotYet
 
 
+BATCH_ASKS_AGAIN = 30.0
+"""Seconds after which a request that found no place in the budget is worth another look: batches come home seldom."""
+
+
 class RunStopped(Exception):
     """The run is paused or has ended: no further call."""
 
@@ -136,7 +140,12 @@ class BudgetReached(Exception):
 
 
 def write(
-    chunk: RunChunk, facts: Sequence[Fact], intents: Sequence[Intent], *, pace_learns: bool = True
+    chunk: RunChunk,
+    facts: Sequence[Fact],
+    intents: Sequence[Intent],
+    *,
+    pace_learns: bool = True,
+    batch: RequestBatch | None = None,
 ) -> Sequence[Opened] | RunStopped | BudgetReached:
     """Keep facts, then write attempts down before their calls: what became of each intent, in their order.
 
@@ -144,6 +153,7 @@ def write(
     begin at all, why: as a value, for a paused run refuses intents and must still keep its answers.
     `chunk` comes with its run and endpoint and holds its sums: its one holder reads them once (`refresh`).
     `pace_learns`: False where good answers teach nothing about the endpoint's pace (pacing.is_easy).
+    `batch`: of which the intents are requests. What goes in batches has its own price, and no part in the pace.
     """
     answered = [fact for fact in facts if isinstance(fact, Answered)]
     accepted = [fact for fact in facts if isinstance(fact, Accepted)]
@@ -163,10 +173,10 @@ def write(
     if facts:
         _save_sums(chunk)
     all_good = all(answer.outcome == Attempt.Outcome.ANSWERED for answer in answered)
-    if answered and (pace_learns or not all_good):
+    if answered and not chunk.run.batched and (pace_learns or not all_good):
         _keep_pace(chunk.run.endpoint, answered)
     try:
-        return _open_attempts(chunk, intents) if intents else []
+        return _open_attempts(chunk, intents, batch) if intents else []
     except (RunStopped, BudgetReached) as error:
         return error
 
@@ -176,14 +186,23 @@ def refresh(chunk: RunChunk) -> None:
     chunk.refresh_from_db(fields=[*_SUMS, "refusals"])
 
 
-def _open_attempts(chunk: RunChunk, intents: Sequence[Intent]) -> list[Opened]:
+def give_back(chunk: RunChunk, usd: Decimal) -> None:
+    """What was held for requests of which none is on its way any more."""
+    chunk.reserved_usd -= usd
+    _save_sums(chunk)
+
+
+def _open_attempts(chunk: RunChunk, intents: Sequence[Intent], batch: RequestBatch | None) -> list[Opened]:
     # Locked, so that workers on other chunks of the run cannot spend the same dollar.
     state, budget_usd, budget_calls = _locked_run(run=chunk.run_id)[0]
     if state != Run.State.RUNNING:
         raise RunStopped
     affordable = _within_budget(chunk.run_id, budget_usd, budget_calls, intents)
-    place = pacing.grant(chunk.run.endpoint_id, [intent.reserve.tokens for intent in affordable])
-    granted = affordable[: place.calls]
+    wait = BATCH_ASKS_AGAIN
+    granted = affordable
+    if batch is None:
+        place = pacing.grant(chunk.run.endpoint_id, [intent.reserve.tokens for intent in affordable])
+        granted, wait = affordable[: place.calls], place.wait_seconds
     attempts = Attempt.objects.bulk_create(
         [
             Attempt(
@@ -191,6 +210,7 @@ def _open_attempts(chunk: RunChunk, intents: Sequence[Intent]) -> list[Opened]:
                 number=intent.number,
                 shown=intent.shown,
                 resolves=intent.resolves,
+                batch=batch,
                 request_id=uuid.uuid4(),
             )
             for intent in granted
@@ -201,7 +221,7 @@ def _open_attempts(chunk: RunChunk, intents: Sequence[Intent]) -> list[Opened]:
         chunk.on_their_way += len(granted)
         chunk.reserved_usd += sum((intent.reserve.usd for intent in granted), Decimal(0))
         _save_sums(chunk)
-    return [*attempts, *[NotYet(place.wait_seconds)] * (len(intents) - len(attempts))]
+    return [*attempts, *[NotYet(wait)] * (len(intents) - len(attempts))]
 
 
 _locked_run = PreparedQuery(
@@ -255,7 +275,8 @@ def _record_answers(chunk: RunChunk, answers: Sequence[Answered]) -> None:
         attempt.input_tokens = answer.input_tokens
         attempt.cached_tokens = answer.cached_tokens
         attempt.output_tokens = answer.output_tokens
-        attempt.cost_usd = cost_of(chunk.run.endpoint, answer.input_tokens, answer.output_tokens, answer.cached_tokens)
+        tokens = (answer.input_tokens, answer.output_tokens, answer.cached_tokens)
+        attempt.cost_usd = cost_of(chunk.run.endpoint, *tokens, batched=chunk.run.batched)
         attempt.latency_ms = answer.latency_ms
         attempt.answered_at = None if answer.outcome == Attempt.Outcome.UNKNOWN else now
         chunk.input_tokens += answer.input_tokens

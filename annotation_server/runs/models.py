@@ -6,11 +6,13 @@ Not here: calling (annotation_workers/model_client.py); keys: an endpoint names 
 
 from __future__ import annotations
 
+import uuid
+from decimal import Decimal
 from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.core.validators import MinValueValidator
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
@@ -40,6 +42,7 @@ class Feature(models.TextChoices):
     JSON_SCHEMA = "json_schema", _("Answers in a JSON schema")
     LOGPROBS = "logprobs", _("Log-probabilities")
     CHOICES = "choices", _("Several completions of one request (n)")
+    BATCHES = "batches", _("Batches (files, 24 hours)")
 
 
 class Endpoint(models.Model):
@@ -81,6 +84,13 @@ class Endpoint(models.Model):
         blank=True,
         validators=[MinValueValidator(0)],
         help_text=_("USD per million tokens that the endpoint had in its cache. Empty: as other input."),
+    )
+    batch_price = models.DecimalField(
+        max_digits=5,
+        decimal_places=4,
+        default=Decimal("0.5"),
+        validators=[MinValueValidator(0), MaxValueValidator(1)],
+        help_text=_("What a request in a batch costs, as a share of these prices. At OpenAI: 0.5."),
     )
     concurrency = models.PositiveSmallIntegerField(default=8, validators=[MinValueValidator(1)])
     requests_per_minute = models.PositiveIntegerField(default=0, help_text=_("For all workers together. 0: no limit."))
@@ -157,6 +167,7 @@ class Run(models.Model):
         default=False, help_text="Confidence from the probabilities of the answer's tokens, which responses then hold."
     )
     json_answers = models.BooleanField(default=False, help_text="Completions are asked for in a JSON schema.")
+    batched = models.BooleanField(default=False, help_text="Asked through the endpoint's Batch API, not call by call.")
     budget_usd = models.DecimalField(max_digits=12, decimal_places=6, null=True, blank=True)
     budget_calls = models.PositiveIntegerField(null=True, blank=True)
     wanted = models.JSONField(default=dict, help_text="Which tasks were asked for; the preparation reads it.")
@@ -203,6 +214,56 @@ class RunChunk(models.Model):
 
     def __str__(self) -> str:
         return f"{self.run} chunk {self.ordinal}"
+
+
+class RequestBatch(models.Model):
+    """Requests of one chunk that an endpoint's Batch API gets at once; their attempts name it.
+
+    `key` goes along as metadata: a batch whose making was cut off is found again by it, and never made twice.
+    """
+
+    class State(models.TextChoices):
+        """WRITTEN: its attempts are committed. UPLOADED: its file is at the endpoint. OUT: the endpoint has made a
+        batch of it. HOME: every one of its attempts knows what came of it."""
+
+        WRITTEN = "written"
+        UPLOADED = "uploaded"
+        OUT = "out"
+        HOME = "home"
+
+    UNDER_WAY = (State.WRITTEN, State.UPLOADED, State.OUT)
+
+    chunk = models.ForeignKey(RunChunk, on_delete=models.CASCADE, related_name="batches")
+    key = models.UUIDField(unique=True, default=uuid.uuid4)
+    state = models.CharField(max_length=8, choices=State, default=State.WRITTEN)
+    file_id = models.CharField(max_length=200, blank=True, help_text="Of its requests, at the endpoint.")
+    batch_id = models.CharField(max_length=200, blank=True, help_text="At the endpoint.")
+    status = models.CharField(max_length=20, blank=True, help_text="In the endpoint's word.")
+    requests = models.PositiveIntegerField(default=0)
+    answered = models.PositiveIntegerField(default=0, help_text="Of them, as far as is known.")
+    failed = models.PositiveIntegerField(default=0, help_text="Of them, as far as is known.")
+    reserved_usd = models.DecimalField(
+        max_digits=14, decimal_places=8, default=0, help_text="Held back from the run's budget until it is home."
+    )
+    ignored = models.JSONField(default=dict, help_text="Lines of its results that were left out, by reason.")
+    trouble = models.CharField(max_length=500, blank=True, help_text="Why it does not get on just now.")
+    looks = models.PositiveIntegerField(default=0, help_text="How often the endpoint was asked how far it is.")
+    written_at = models.DateTimeField(auto_now_add=True)
+    create_asked_at = models.DateTimeField(
+        null=True, help_text="When the endpoint was last asked to make it, whatever it answered."
+    )
+    created_at = models.DateTimeField(null=True, help_text="When the endpoint made it.")
+    expires_at = models.DateTimeField(null=True, help_text="When the endpoint gives up what is left of it.")
+    cancel_asked_at = models.DateTimeField(null=True)
+    home_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = (
+            models.CheckConstraint(name="batch_that_is_out_has_an_id", condition=~Q(state="out") | ~Q(batch_id="")),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.chunk} batch {self.pk} ({self.state})"
 
 
 class RunTask(models.Model):
@@ -268,10 +329,16 @@ class Attempt(models.Model):
         "self", null=True, on_delete=models.CASCADE, related_name="resolved_by",
         help_text="Blind re-solve: the attempt whose reasoning this call was shown, without its answer.",
     )  # fmt: skip
+    batch = models.ForeignKey(
+        RequestBatch, null=True, on_delete=models.CASCADE, related_name="attempts",
+        help_text="Among whose requests it is; empty where it was a call of its own.",
+    )  # fmt: skip
     shown = models.CharField(
         max_length=8, blank=True, help_text="The candidates in the order in which it showed them; empty: by letter."
     )
-    request_id = models.UUIDField(unique=True, help_text="Sent along as X-Request-ID, so that a charge can be matched.")
+    request_id = models.UUIDField(
+        unique=True, help_text="Sent along as X-Request-ID, in a batch as custom_id, so that a charge can be matched."
+    )
     outcome = models.CharField(max_length=8, choices=Outcome, default=Outcome.SENT)
     reason = models.CharField(max_length=60, blank=True, help_text="Of a rejection or error, in a countable word.")
     detail = models.CharField(max_length=500, blank=True)

@@ -17,8 +17,8 @@ from annotation_server.runs import services
 from annotation_server.runs.models import Run, RunChunk, RunTask
 from annotation_server.runs.selection import Selected, next_selected, select_tasks, wanted_by
 
-CHUNK_TASKS = 500
-CHUNKS_PER_TRANSACTION = 2
+CHUNK_TASKS = 1000
+CHUNKS_PER_TRANSACTION = 1
 """While a transaction writes, everybody else waits, on SQLite: a tenth of a second at most is what nobody notices."""
 
 

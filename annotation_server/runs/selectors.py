@@ -80,7 +80,9 @@ _LOOKED_AT = 100
 """Tasks from either end of a selection whose images are measured for an estimate: others will be like them."""
 
 
-def estimate(wanted: Wanted, max_tokens: int = 512, samples: int = 1, *, permute: bool = False) -> Estimate:
+def estimate(
+    wanted: Wanted, max_tokens: int = 512, samples: int = 1, *, permute: bool = False, batched: bool = False
+) -> Estimate:
     """Tasks and cost of a run that has not been started: real sizes of images, replies of full length."""
     tasks = select_tasks(wanted).count()
     looked_at = _some_tasks(wanted)
@@ -91,11 +93,11 @@ def estimate(wanted: Wanted, max_tokens: int = 512, samples: int = 1, *, permute
     once = sum(each) * tasks // len(each)
     # One request brings all samples where the endpoint can and they see the same: its images are paid for once.
     requests = 1 if endpoint.can(Feature.CHOICES) and not permute else samples
-    asked = cost_of(endpoint, once * requests, tasks * samples * max_tokens)
+    asked = cost_of(endpoint, once * requests, tasks * samples * max_tokens, batched=batched)
     if wanted.approach != Approach.ANSWER_DRIVEN or not wanted.project.blind_resolve:
         return Estimate(tasks, once * requests, asked)
     again = once + tasks * max_tokens  # a whole completion goes in again
-    resolved = cost_of(endpoint, again, tasks * max_tokens)
+    resolved = cost_of(endpoint, again, tasks * max_tokens, batched=batched)
     return Estimate(tasks, once * requests + again, asked + resolved, resolve_calls=tasks, resolve_cost_usd=resolved)
 
 

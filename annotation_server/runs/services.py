@@ -25,11 +25,13 @@ from annotation_server.annotations.services import model_annotator
 from annotation_server.jobs import services as jobs_services
 from annotation_server.jobs.models import Job, JobKind
 from annotation_server.runs.costs import Spent
-from annotation_server.runs.models import Endpoint, EndpointTest, Feature, Run, RunChunk
+from annotation_server.runs.models import Endpoint, EndpointTest, Feature, RequestBatch, Run, RunChunk
 from annotation_server.runs.selection import Wanted, as_stored, select_tasks
 from trainer.contract.prompts import PROMPT_VERSIONS, PromptKind
 
 CHUNKS_AT_ONCE = 4
+BATCHED_CHUNKS_AT_ONCE = 100
+"""No worker is held while a batch is out: what bounds them is how much the endpoint takes into its queue."""
 MOST_SAMPLES = 15
 
 PROMPT_OF: dict[str, PromptKind] = {
@@ -55,6 +57,7 @@ def create_endpoint(
     input_price: Decimal = Decimal(0),
     output_price: Decimal = Decimal(0),
     cached_input_price: Decimal | None = None,
+    batch_price: Decimal = Decimal("0.5"),
     concurrency: int = 8,
     requests_per_minute: int = 0,
     tokens_per_minute: int = 0,
@@ -72,6 +75,7 @@ def create_endpoint(
         input_price=input_price,
         output_price=output_price,
         cached_input_price=cached_input_price,
+        batch_price=batch_price,
         concurrency=concurrency,
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
@@ -91,6 +95,7 @@ CHANGEABLE = (
     "input_price",
     "output_price",
     "cached_input_price",
+    "batch_price",
     "concurrency",
     "requests_per_minute",
     "tokens_per_minute",
@@ -169,6 +174,7 @@ def start_run(
     permute: bool = False,
     logprobs: bool = False,
     json_answers: bool = False,
+    batched: bool = False,
 ) -> Run:
     """Write down what is wanted; a job then writes down its tasks. RunRefused when there are none."""
     if wanted.approach not in PROMPT_OF:
@@ -177,6 +183,8 @@ def start_run(
         raise RunRefused(f"a budget is more than 0 USD, got {budget_usd}")
     if budget_calls is not None and budget_calls < 1:
         raise RunRefused(f"a budget is at least 1 call, got {budget_calls}")
+    if batched:
+        _check_batches(wanted.endpoint)
     if json_answers:
         _check_feature(wanted, Feature.JSON_SCHEMA)
     if logprobs:
@@ -197,6 +205,7 @@ def start_run(
             permute=permute,
             logprobs=logprobs,
             json_answers=json_answers,
+            batched=batched,
             budget_usd=budget_usd,
             budget_calls=budget_calls,
             wanted=as_stored(wanted),
@@ -209,11 +218,21 @@ def start_run(
 def _check_feature(wanted: Wanted, feature: Feature) -> None:
     if wanted.approach != Approach.AUTOMATED:
         raise RunRefused(f"{feature.value}: for automated runs only")
-    if not wanted.endpoint.can(feature):
+    _check_known(wanted.endpoint, feature)
+
+
+def _check_known(endpoint: Endpoint, feature: Feature) -> None:
+    if not endpoint.can(feature):
         raise RunRefused(
-            f"{feature.value}: {wanted.endpoint} is not known to have that feature: test its connection, or say on "
+            f"{feature.value}: {endpoint} is not known to have that feature: test its connection, or say on "
             "its page that it does"
         )
+
+
+def _check_batches(endpoint: Endpoint) -> None:
+    _check_known(endpoint, Feature.BATCHES)
+    # A signed address is good for an hour, a batch may take a day.
+    _check_known(endpoint, Feature.DATA_URI)
 
 
 def _check_samples(wanted: Wanted, samples: int, temperature: float, *, permute: bool, logprobs: bool) -> None:
@@ -255,11 +274,12 @@ def dispatch(run_id: int) -> None:
         if run.state not in (Run.State.WAITING, Run.State.RUNNING):
             return
         unfinished = RunChunk.objects.filter(run=run, tasks__gt=F("accepted") + F("rejected") + F("failed"))
-        next_chunks = list(unfinished.order_by("ordinal")[:CHUNKS_AT_ONCE])
+        at_once = BATCHED_CHUNKS_AT_ONCE if run.batched else CHUNKS_AT_ONCE
+        next_chunks = list(unfinished.order_by("ordinal")[:at_once])
         if not next_chunks:
             _move(run_id, Run.GOING, Run.State.DONE)
         for chunk in next_chunks:
-            jobs_services.enqueue(JobKind.ANNOTATE_CHUNK, chunk.pk)
+            jobs_services.enqueue(JobKind.BATCH_CHUNK if run.batched else JobKind.ANNOTATE_CHUNK, chunk.pk)
 
 
 def begin(run_id: int) -> bool:
@@ -284,19 +304,39 @@ def resume(run: Run, *, budget_usd: Decimal | None = None, budget_calls: int | N
         won = _move(run.pk, (Run.State.PAUSED,), state, error="", **given)
         if won and was_prepared:
             dispatch(run.pk)
+            _see_to_batches(run.pk)
         elif won:
             jobs_services.enqueue(JobKind.PREPARE_RUN, run.pk)
     return won
 
 
 def cancel(run: Run) -> bool:
-    """End a run for good; what was accepted stays. False when it had ended already."""
-    return _move(run.pk, Run.LIVE, Run.State.CANCELLED)
+    """End a run for good; what was accepted stays. False when it had ended already.
+
+    Batches that are out are cancelled by their jobs, which keep what was answered before.
+    """
+    with transaction.atomic():
+        won = _move(run.pk, Run.LIVE, Run.State.CANCELLED)
+        if won:
+            _see_to_batches(run.pk)
+    return won
 
 
 def fail(run: Run, error: str) -> bool:
     """End a run for a reason that no retry mends."""
-    return _move(run.pk, Run.LIVE, Run.State.FAILED, error=error[:500])
+    with transaction.atomic():
+        won = _move(run.pk, Run.LIVE, Run.State.FAILED, error=error[:500])
+        if won:
+            _see_to_batches(run.pk)
+    return won
+
+
+def _see_to_batches(run_id: int) -> None:
+    """Whoever waits for the endpoint's batches sees at once what became of their run."""
+    chunks = RunChunk.objects.filter(run=run_id, run__batched=True)
+    for chunk in chunks.filter(batches__state__in=RequestBatch.UNDER_WAY).distinct():
+        jobs_services.enqueue(JobKind.BATCH_CHUNK, chunk.pk)
+    jobs_services.hasten(JobKind.BATCH_CHUNK, chunks.values_list("pk", flat=True))
 
 
 def _move(run_id: int, before: Collection[str], after: Run.State, **fields: object) -> bool:
@@ -322,7 +362,7 @@ def on_job_settled(sender: type[Job], job: Job, **kwargs: object) -> None:
         record_endpoint_test(job.object_id, ok=False, report={"detail": job.error})
     if job.kind == JobKind.PREPARE_RUN and job.state == Job.State.FAILED:
         _move(job.object_id, Run.LIVE, Run.State.FAILED, error=job.error[:500])
-    if job.kind != JobKind.ANNOTATE_CHUNK:
+    if job.kind not in (JobKind.ANNOTATE_CHUNK, JobKind.BATCH_CHUNK):
         return
     chunk = RunChunk.objects.select_related("run").filter(pk=job.object_id).first()
     if chunk is None:

@@ -23,6 +23,7 @@ from annotation_server.jobs.models import JobKind
 from annotation_server.jobs.selectors import latest_job
 from annotation_server.projects.access import Access, Capability, access_to, may_name_keys, may_use_endpoints
 from annotation_server.runs import services
+from annotation_server.runs.batch_selectors import batch_progress
 from annotation_server.runs.forms import EndpointChangeForm, EndpointForm, RunForm
 from annotation_server.runs.models import Endpoint, EndpointTest, Feature, Run
 from annotation_server.runs.pacing import calls_at_once, pace_of
@@ -161,6 +162,7 @@ def run(request: AuthenticatedRequest, slug: str, run_id: int) -> HttpResponse:
         "refusals": other_refusals(counted),
         "refused": sum(counted.values()),
         "said": said_in_run(found),
+        "batches": batch_progress(found),
         "job": latest_job(JobKind.PREPARE_RUN, found.pk) if found.prepared_at is None else None,
     }
     return render(request, template, context)

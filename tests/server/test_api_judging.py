@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
 from annotation_server.accounts.models import Person
 from annotation_server.accounts.services import create_token
@@ -13,9 +16,9 @@ from annotation_server.annotations.models import Annotation, Resolution
 from annotation_server.client import ApiRefused, Client, TookTooLong
 from annotation_server.datasets.models import DatasetVersion
 from annotation_server.datasets.services import freeze_version
-from annotation_server.jobs.models import Job
+from annotation_server.jobs.models import Job, JobKind
 from annotation_server.projects.models import Membership, Project
-from annotation_server.runs.models import Run
+from annotation_server.runs.models import RequestBatch, Run, RunChunk
 from annotation_server.runs.services import create_endpoint
 from annotation_server.samples import storage
 from tests.server.factories import annotate, make_member, make_project, make_sample, prepare
@@ -186,6 +189,35 @@ def test_a_run_is_estimated_started_and_changed(project: Project, manager: Clien
     assert refused.value.code == "run_moved_on"
     with pytest.raises(ApiRefused, match="endpoint: There is no endpoint 'none'"):
         manager.start_run(SLUG, "none", "automated")
+
+
+def test_a_run_goes_through_the_batch_api_where_the_endpoint_has_one(project: Project, manager: Client) -> None:
+    make_sample(project)
+    manager.create_endpoint("cloud", "http://127.0.0.1:9/v1", "m", input_price=1, output_price=1)
+    whole = Decimal(manager.estimate_run(SLUG, "cloud", "automated")["cost_usd"])
+    assert Decimal(manager.estimate_run(SLUG, "cloud", "automated", batched=True)["cost_usd"]) == whole / 2
+    with pytest.raises(ApiRefused, match="batches: cloud is not known to have that feature"):
+        manager.start_run(SLUG, "cloud", "automated", batched=True)
+    assert manager.start_run(SLUG, "cloud", "automated")["batches"] is None
+    manager.change_endpoint("cloud", overrides={"batches": True}, batch_price=0.25)
+    with pytest.raises(ApiRefused, match="less than or equal to 1"):
+        manager.change_endpoint("cloud", batch_price=2)
+    run = manager.start_run(SLUG, "cloud", "automated", batched=True)
+    assert (run["batched"], run["batches"]["batches"]) == (True, 0)
+    prepare(Run.objects.get(pk=run["id"]))
+    chunk = RunChunk.objects.get(run=run["id"])
+    assert Job.objects.filter(kind=JobKind.BATCH_CHUNK, object_id=chunk.pk, state="queued").exists()
+    now = timezone.now()
+    RequestBatch.objects.create(chunk=chunk, state="home", requests=4, answered=4, ignored={"twice": 2}, created_at=now)
+    out = {"state": "out", "batch_id": "b", "requests": 3, "answered": 1, "created_at": now, "trouble": "it is slow"}
+    RequestBatch.objects.create(chunk=chunk, expires_at=now + timedelta(days=1), **out)
+    told = manager.run(SLUG, run["id"])["batches"]
+    assert (told["batches"], told["out"], told["requests"], told["answered"]) == (2, 1, 3, 1)
+    assert (told["trouble"], told["ignored"], told["expires_at"] > told["created_at"]) == (
+        "it is slow",
+        {"twice": 2},
+        True,
+    )
 
 
 def test_an_endpoints_limits_and_abilities_are_changed_and_its_address_is_not(

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from annotation_server.jobs import broker, services, working
 from annotation_server.jobs.models import Job, JobKind
-from annotation_server.jobs.working import JobRefused, TryLater
+from annotation_server.jobs.working import ComeBack, JobRefused, TryLater
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -238,6 +238,22 @@ def test_what_fails_is_tried_again_later_until_its_tries_are_used_up(
     assert (job.state, job.error, job.tries) == (Job.State.FAILED, "the endpoint is down", 5)
     assert [round(pause) for pause in pauses[:4]] == [2, 4, 8, 16]
     assert settled == [(job.pk, "failed")]
+
+
+def test_what_waits_for_others_comes_back_as_often_as_need_be_and_can_be_hastened(
+    queue: Broker, settled: list[tuple[int, str]]
+) -> None:
+    job = services.enqueue(KIND, 7)
+    for _ in range(job.max_tries + 2):
+        work_and_raise(job, ComeBack("the batch is out", seconds=600))
+        job.refresh_from_db()
+        assert (job.state, job.tries, job.message, job.error) == ("queued", 0, "the batch is out", "")
+        assert job.due_at > timezone.now() + timedelta(seconds=590)
+        assert services.claim(job.pk) is None
+        assert services.hasten(JobKind.EXPORT_VERSION, [7]) == services.hasten(KIND, [8]) == 0
+        assert services.hasten(KIND, [7]) == 1
+    assert services.reconcile().sent == 1
+    assert settled == []
 
 
 def test_an_error_nobody_expected_is_raised_on_and_tried_again(queue: Broker) -> None:

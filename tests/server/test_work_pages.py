@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 from django.test import Client
+from django.utils import timezone
 
 from annotation_server.accounts.models import AuditEvent
 from annotation_server.datasets.models import DatasetVersion, Export
@@ -16,7 +17,7 @@ from annotation_server.jobs.models import Job, JobKind
 from annotation_server.projects.models import Membership, Project
 from annotation_server.runs import services as runs
 from annotation_server.runs.costs import Spent
-from annotation_server.runs.models import Endpoint, EndpointTest, Run
+from annotation_server.runs.models import Endpoint, EndpointTest, RequestBatch, Run
 from annotation_server.samples import storage
 from annotation_server.samples.models import Image, ImportBatch
 from tests.server.factories import annotate, make_member, make_person, make_project, make_sample, prepare
@@ -140,6 +141,46 @@ def test_what_a_test_found_is_shown_and_somebody_may_know_better(
     assert "PUBLIC_URL" in wrong.content.decode()
     endpoint.refresh_from_db()
     assert endpoint.images_as == "data_uri"
+
+
+def test_a_run_through_the_batch_api_says_what_it_waits_for(
+    client: Client, project: Project, endpoint: Endpoint
+) -> None:
+    make_sample(project)
+    fields = {"endpoint": endpoint.pk, "approach": "automated", "temperature": 0, "max_tokens": 64, "max_attempts": 3}
+    refused = client.post("/projects/bottles/runs/start", fields | {"batched": "on"})
+    assert refused.status_code == 422
+    assert "batches: local is not known to have that feature" in refused.content.decode()
+    runs.change_endpoint(endpoint, {"overrides": {"batches": True}})
+    assert client.post("/projects/bottles/runs/start", fields | {"batched": "on"}).status_code == 302
+    run = prepare(Run.objects.get())
+    now = timezone.now()
+    chunk = run.chunks.get()
+    batches = [
+        RequestBatch.objects.create(
+            chunk=chunk,
+            state="out",
+            batch_id=str(n),
+            requests=10,
+            answered=n,
+            created_at=now,
+            expires_at=now,
+            trouble="",
+        )
+        for n in range(3)
+    ]
+    RequestBatch.objects.create(chunk=chunk, state="home", requests=5, ignored={"malformed": 2})
+    page = client.get(f"/projects/bottles/runs/{run.pk}").content.decode()
+    assert "through the Batch API" in page
+    assert "Waiting for the endpoint: 3 of 4 batches out, 3 of 30 requests answered, created 20" in page
+    assert "at the latest 20" in page
+    assert "<code>malformed</code> 2" in page
+    Run.objects.update(state="cancelled")
+    assert "hx-trigger" in client.get(f"/projects/bottles/runs/{run.pk}").content.decode()
+    RequestBatch.objects.filter(pk__in=[batch.pk for batch in batches]).update(state="home")
+    page = client.get(f"/projects/bottles/runs/{run.pk}").content.decode()
+    assert "4 batches, all home" in page
+    assert "hx-trigger" not in page
 
 
 def test_a_manager_cannot_have_the_servers_secrets_sent_anywhere(client: Client, project: Project) -> None:

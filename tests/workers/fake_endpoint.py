@@ -4,6 +4,11 @@
 modes answer one request each, then the mode answers the rest. `limit`: [calls, seconds] turns away what comes faster,
 within any window. `can`: the features it has; it ignores the others with a 200, or refuses them where `refuses` is
 true. `cached`: of its input tokens, how many come from a cache. `fetches`: it gets images by their address.
+`/v1/files` and `/v1/batches` work as well: `batch_mode` and `batch_script` say how a batch goes (BATCH_MODES),
+`batch_delay` how long it takes; each of its requests is answered by the modes above, and charged when the batch is
+made, less what a cancellation spared. `api_script`: modes that answer requests about batches. `page_for_content`: a
+page instead of a file. `kill`: {"pid": …, "at": "uploaded" | "created" | "retrieved" | "content"} kills a process
+once, when what it asked for has been done and before it learns so.
 `GET /charges` says per X-Request-ID how often it was called and what was charged for it, and when calls came.
 Not here: any import of Winnow; this is the other side of the wire.
 """
@@ -12,8 +17,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import re
+import signal
 import struct
 import threading
 import time
@@ -22,6 +29,7 @@ import zlib
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl
 
 INPUT_TOKENS = 1000
 OUTPUT_TOKENS = 50
@@ -75,6 +83,20 @@ ERRORS = {
 }
 
 
+BATCH_MODES = {
+    "good": "every request answered, in order",
+    "disorder": "the lines of the results in reverse",
+    "duplicates": "every line of the results twice",
+    "foreign": "beside the results, a line for a request that nobody made, and one that is no JSON",
+    "missing": "every other request has no line anywhere",
+    "half_expired": "every other request expired unanswered",
+    "expired": "all of them",
+    "failed": "the file is refused when it is looked through",
+    "queue_full": "too many tokens wait already",
+}
+BATCH_SECONDS = 24 * 3600
+
+
 class State:
     """What the endpoint is told to do, and what it did."""
 
@@ -94,12 +116,20 @@ class State:
         self.let_in: deque[float] = deque()
         self.turned_away = 0
         self.called_at: list[float] = []
-        self.can = ["data_uri", "image_url", "json_schema", "logprobs", "choices"]
+        self.can = ["data_uri", "image_url", "json_schema", "logprobs", "choices", "batches"]
         self.refuses = False
         self.fetches = False
         self.cached = 0
         self.last_request: dict[str, Any] = {}
         self.last_answer = "A"
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.batch_mode = "good"
+        self.batch_script: deque[str] = deque()
+        self.batch_delay = 0.0
+        self.api_script: deque[str] = deque()
+        self.page_for_content = False
+        self.kill: dict[str, Any] = {}
 
     def next_mode(self) -> str:
         with self.lock:
@@ -140,6 +170,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        if path.startswith("/v1/"):
+            self.get(path.removeprefix("/v1/").split("/"), dict(parse_qsl(query)))
+            return
         with STATE.lock:
             seen = {
                 "charges": STATE.charges,
@@ -147,13 +181,21 @@ class Handler(BaseHTTPRequestHandler):
                 "last_request": STATE.last_request,
                 "called_at": STATE.called_at,
                 "turned_away": STATE.turned_away,
+                "batches": [shown(batch) for batch in STATE.batches.values()],
+                "files": {name: len(content) for name, content in STATE.files.items()},
             }
         self.send(200, seen)
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        sent = self.read()
+        if self.path == "/v1/files":
+            self.upload(sent)
+            return
+        body = json.loads(sent or b"{}")
         if self.path == "/control":
             self.control(body)
+        elif self.path.startswith("/v1/batches"):
+            self.post_batches(self.path.removeprefix("/v1/").split("/"), body)
         else:
             with STATE.lock:
                 STATE.now += 1
@@ -165,6 +207,95 @@ class Handler(BaseHTTPRequestHandler):
                 with STATE.lock:
                     STATE.now -= 1
 
+    def read(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        pieces = []
+        while size := int(self.rfile.readline(), 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
+
+    def get(self, path: list[str], asked: dict[str, str]) -> None:
+        if STATE.api_script and STATE.api_script.popleft() == "html":
+            self.send_text("<html><body>Welcome to the proxy</body></html>", "text/html")
+            return
+        if STATE.page_for_content and path[-1] == "content":
+            self.send_text("<html>\n<body>Please sign in</body>\n</html>", "text/html")
+            return
+        match path:
+            case ["batches", *_] if "batches" not in STATE.can:
+                self.send(404, {"error": {"message": "Not Found"}})
+            case ["batches"] if STATE.mode in ERRORS:
+                status, code, message = ERRORS[STATE.mode]
+                self.send(status, {"error": {"code": code, "message": message.format(key="")}})
+            case ["batches"]:
+                with STATE.lock:
+                    newest = [shown(batch) for batch in reversed(STATE.batches.values())]
+                ids = [batch["id"] for batch in newest]
+                start = ids.index(asked["after"]) + 1 if "after" in asked else 0
+                end = start + int(asked.get("limit", 20))
+                self.send(200, {"object": "list", "data": newest[start:end], "has_more": end < len(newest)})
+            case ["batches", name] if name in STATE.batches:
+                with STATE.lock:
+                    now = shown(STATE.batches[name])
+                self.killing("retrieved")
+                self.send(200, now)
+            case ["files", name, "content"] if name in STATE.files:
+                content = STATE.files[name]
+                if STATE.kill.get("at") == "content":
+                    # Half of it arrives, so that the caller dies while it reads.
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content[: len(content) // 2])
+                    self.killing("content")
+                    self.close_connection = True
+                    return
+                self.send_text(content.decode(), "application/octet-stream")
+            case _:
+                self.send(404, {"error": {"message": f"no such thing: {self.path}"}})
+
+    def upload(self, sent: bytes) -> None:
+        if "batches" not in STATE.can:
+            self.send(404, {"error": {"message": "Not Found"}})
+            return
+        boundary = re.search(r"boundary=(\S+)", self.headers["Content-Type"]).group(1).strip('"')  # type: ignore[union-attr]
+        parts = [part.partition(b"\r\n\r\n") for part in sent.split(b"--" + boundary.encode())]
+        content = next(body for head, _, body in parts if b'name="file"' in head).removesuffix(b"\r\n")
+        with STATE.lock:
+            name = f"file-{len(STATE.files) + 1}"
+            STATE.files[name] = content
+        self.killing("uploaded")
+        self.send(200, {"id": name, "object": "file", "bytes": len(content), "purpose": "batch", "created_at": 0})
+
+    def post_batches(self, path: list[str], body: dict[str, Any]) -> None:
+        if STATE.api_script:
+            status, code, message = ERRORS[STATE.api_script.popleft()]
+            self.send(status, {"error": {"code": code, "message": message.format(key="")}}, STATE.retry_after)
+            return
+        match path:
+            case ["batches"]:
+                with STATE.lock:
+                    batch = new_batch(body)
+                    STATE.batches[batch["id"]] = batch
+                charge_batch(batch)
+                self.killing("created")
+                self.send(200, shown(batch))
+            case ["batches", name, "cancel"] if name in STATE.batches:
+                with STATE.lock:
+                    cancel_batch(STATE.batches[name])
+                self.send(200, shown(STATE.batches[name]))
+            case _:
+                self.send(404, {"error": {"message": f"no such thing: {self.path}"}})
+
+    def killing(self, moment: str) -> None:
+        with STATE.lock:
+            told, STATE.kill = (STATE.kill, {}) if STATE.kill.get("at") == moment else ({}, STATE.kill)
+        if told:
+            os.kill(told["pid"], signal.SIGKILL)
+
     def control(self, body: dict[str, Any]) -> None:
         with STATE.lock:
             if body.get("reset"):
@@ -173,7 +304,19 @@ class Handler(BaseHTTPRequestHandler):
             STATE.script = deque(body.get("script", STATE.script))
             STATE.delay = body.get("delay", STATE.delay)
             STATE.retry_after = body.get("retry_after", STATE.retry_after)
-            for name in ("limit", "can", "refuses", "fetches", "cached"):
+            STATE.api_script = deque(body.get("api_script", STATE.api_script))
+            STATE.batch_script = deque(body.get("batch_script", STATE.batch_script))
+            for name in (
+                "limit",
+                "can",
+                "refuses",
+                "fetches",
+                "cached",
+                "batch_mode",
+                "batch_delay",
+                "kill",
+                "page_for_content",
+            ):
                 setattr(STATE, name, body.get(name, getattr(STATE, name)))
         self.send(200, {})
 
@@ -233,6 +376,115 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text.encode())
+
+
+def new_batch(body: dict[str, Any]) -> dict[str, Any]:
+    """A batch of the API, and what it does not show: its mode, its results."""
+    mode = STATE.batch_script.popleft() if STATE.batch_script else STATE.batch_mode
+    assert mode in BATCH_MODES, mode
+    now = int(time.time())
+    return {
+        "id": f"batch_{len(STATE.batches) + 1}",
+        "object": "batch",
+        "endpoint": body["endpoint"],
+        "input_file_id": body["input_file_id"],
+        "completion_window": body["completion_window"],
+        "metadata": body.get("metadata"),
+        "created_at": now,
+        "expires_at": now + BATCH_SECONDS,
+        "status": "validating",
+        "errors": None,
+        "output_file_id": None,
+        "error_file_id": None,
+        "_mode": mode,
+        "_ready_at": time.monotonic() + STATE.batch_delay,
+        "_good": [],
+        "_bad": [],
+    }
+
+
+def charge_batch(batch: dict[str, Any]) -> None:
+    """Answer each of its requests, and charge for it."""
+    mode = batch["_mode"]
+    requests = [json.loads(line) for line in STATE.files[batch["input_file_id"]].splitlines()]
+    batch["_requests"] = len(requests)
+    if mode in ("failed", "queue_full"):
+        return
+    for place, request in enumerate(requests):
+        name = request["custom_id"]
+        said = {"id": f"req-{place}", "custom_id": name, "response": None, "error": None}
+        if mode == "expired" or (mode == "half_expired" and place % 2):
+            why = {"code": "batch_expired", "message": "This request could not be executed before it expired."}
+            batch["_bad"].append(said | {"error": why})
+            continue
+        STATE.called(name)
+        STATE.last_request = request["body"]
+        mode_of_request = STATE.next_mode()
+        if mode_of_request in ERRORS:
+            status, code, message = ERRORS[mode_of_request]
+            error = {"error": {"code": code, "message": message.format(key="")}}
+            batch["_bad"].append(said | {"response": {"status_code": status, "body": error}})
+            continue
+        STATE.charge(name)
+        whole = (
+            completion(None, refusal="I cannot help with that.")
+            if mode_of_request == "refusal"
+            else whole_completion(mode_of_request, request["body"])
+        )
+        if not (mode == "missing" and place % 2):
+            batch["_good"].append(said | {"response": {"status_code": 200, "body": whole}})
+
+
+def shown(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch as it is by now."""
+    if batch["status"] in ("validating", "in_progress"):
+        done = time.monotonic() >= batch["_ready_at"]
+        mode = batch["_mode"]
+        if mode in ("failed", "queue_full"):
+            code = "token_limit_exceeded" if mode == "queue_full" else "invalid_json_line"
+            batch["status"] = "failed"
+            batch["errors"] = {"object": "list", "data": [{"code": code, "message": f"It is {mode}.", "line": 1}]}
+        elif done:
+            finish_batch(batch, "expired" if "expired" in mode else "completed")
+        else:
+            batch["status"] = "in_progress"
+    counts = {
+        "total": batch.get("_requests", 0),
+        "completed": len(batch["_good"]) if batch["output_file_id"] else 0,
+        "failed": len(batch["_bad"]) if batch["error_file_id"] else 0,
+    }
+    return {name: value for name, value in batch.items() if not name.startswith("_")} | {"request_counts": counts}
+
+
+def finish_batch(batch: dict[str, Any], status: str) -> None:
+    batch["status"] = status
+    good = [json.dumps(line) for line in batch["_good"]]
+    match batch["_mode"]:
+        case "disorder":
+            good.reverse()
+        case "duplicates":
+            good += good
+        case "foreign":
+            foreign = json.loads(good[0]) | {"custom_id": "3f0c6f0e-0000-4000-8000-000000000000"}
+            good = [json.dumps(foreign), "{oops", *good]
+    bad = [json.dumps(line) for line in batch["_bad"]]
+    for name, lines in (("output_file_id", good), ("error_file_id", bad)):
+        if lines:
+            batch[name] = f"file-{len(STATE.files) + 1}"
+            STATE.files[batch[name]] = "".join(f"{line}\n" for line in lines).encode()
+
+
+def cancel_batch(batch: dict[str, Any]) -> None:
+    """The second half of its requests is spared, and not charged."""
+    if shown(batch)["status"] != "in_progress":
+        return
+    spared = batch["_good"][len(batch["_good"]) // 2 :]
+    del batch["_good"][len(batch["_good"]) - len(spared) :]
+    for line in spared:
+        STATE.charges[line["custom_id"]] |= {"input_tokens": 0, "output_tokens": 0}
+        why = {"code": "batch_cancelled", "message": "This request was not executed: the batch was cancelled."}
+        batch["_bad"].append(line | {"response": None, "error": why})
+    finish_batch(batch, "cancelled")
 
 
 COLOURS = ("amber", "blue", "coral", "denim", "ecru", "fawn", "green", "hazel", "ivory", "jade", "khaki", "lilac")

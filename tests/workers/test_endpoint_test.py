@@ -68,6 +68,7 @@ def test_features_that_are_ignored_with_a_200_are_not_there(
         "json_schema": "it took the schema with a 200 and ignored it: 'Hello!'",
         "logprobs": "it took the question with a 200 and told none",
         "choices": "asked for two completions with a 200, it gave 1",
+        "batches": f"fake ({fake.base}/v1) answered 404: Not Found",
     }
 
 

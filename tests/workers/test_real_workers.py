@@ -126,6 +126,19 @@ def test_a_project_is_annotated_from_the_command_line_without_a_queue(
     assert "3 accepted, 0 rejected, 0 failed of 3 tasks; 3 calls, 3000 + 150 tokens, $3.1500" in said.stdout
 
 
+def test_the_same_through_the_batch_api(processes: Processes, make_endpoint: MakeEndpoint, fake: FakeEndpoint) -> None:
+    project, _ = project_with_tasks(3)
+    make_endpoint()
+    said = manage(processes, "test_endpoint", "fake", "--here")
+    assert "batches: yes (it lists its batches)" in said.stdout
+    run = ("annotate", project.slug, "--approach", "automated", "--endpoint", "fake", "--batch")
+    assert "at most $1.1" in manage(processes, *run, "--estimate").stdout
+    said = manage(processes, *run, "--here")
+    assert said.returncode == 0, said.stderr
+    assert "3 accepted, 0 rejected, 0 failed of 3 tasks; 3 calls, 3000 + 150 tokens, $1.5750" in said.stdout
+    assert "1 batch, home" in said.stdout
+
+
 @pytest.mark.parametrize(
     ("mode", "line"),
     [
@@ -159,11 +172,21 @@ def test_an_endpoint_that_does_not_work_is_one_clear_line(
             "json_schema: fake is not known",
             1,
         ),
+        (
+            ("annotate", "here", "--approach", "automated", "--endpoint", "fake", "--batch"),
+            "batches: fake is not known to have that feature",
+            1,
+        ),
         (("run", "pause", "77"), "there is no run 77", 2),
         (("run", "status", "77", "--budget", "lots"), "there is no run 77", 2),
         (("test_endpoint", "gone"), "no endpoint 'gone'", 2),
         (("add_endpoint", "fake", "--base-url", "http://vllm:8000/v1", "--model", "m"), "already exists", 2),
         (("add_endpoint", "new", "--base-url", "x y", "--model", "m"), "base_url: Expected http://host", 2),
+        (
+            ("add_endpoint", "new", "--base-url", "http://x/v1", "--model", "m", "--batch-price", "half"),
+            "--batch-price is a share of the prices such as 0.5, got 'half'",
+            2,
+        ),
         (("add_endpoint", "a b", "--base-url", "http://x/v1", "--model", "m"), "name: ", 2),
     ],
 )

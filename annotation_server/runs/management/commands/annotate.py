@@ -11,6 +11,7 @@ from annotation_server.jobs.models import Job, JobKind
 from annotation_server.progress import Progress
 from annotation_server.projects.models import Project
 from annotation_server.runs import selectors, services
+from annotation_server.runs.batch_selectors import batch_progress
 from annotation_server.runs.following import report, usd, wait_until, worker_here
 from annotation_server.runs.models import Endpoint, Run
 from annotation_server.runs.selection import Wanted
@@ -36,6 +37,7 @@ class Command(BaseCommand):
         parser.add_argument("--permute", action="store_true", help="every sample sees the candidates in another order")
         parser.add_argument("--logprobs", action="store_true", help="automated: confidence from log-probabilities")
         parser.add_argument("--json-answers", action="store_true", help="automated: ask for answers in a JSON schema")
+        parser.add_argument("--batch", action="store_true", help="through the endpoint's Batch API, within 24 hours")
         parser.add_argument("--estimate", action="store_true", help="say what it would take, and start nothing")
         parser.add_argument("--dimension", action="append", default=[], choices=[d.value for d in DIMENSIONS])
         parser.add_argument(
@@ -48,7 +50,7 @@ class Command(BaseCommand):
         wanted = self._wanted(options)
         if options["estimate"]:
             sizes = {name: options[name] for name in ("max_tokens", "samples", "permute")}
-            self._say(selectors.estimate(wanted, **sizes))
+            self._say(selectors.estimate(wanted, **sizes, batched=options["batch"]))
             return
         try:
             run = services.start_run(
@@ -61,6 +63,7 @@ class Command(BaseCommand):
                 permute=options["permute"],
                 logprobs=options["logprobs"],
                 json_answers=options["json_answers"],
+                batched=options["batch"],
             )
         except services.RunRefused as error:
             raise CommandError(str(error)) from None
@@ -111,7 +114,8 @@ class Command(BaseCommand):
             run.refresh_from_db()
             progress = selectors.run_progress(run)
             words = f"{progress.accepted} accepted, {progress.rejected} rejected, {progress.failed} failed"
-            left = f", {progress.left} left" if progress.left else ""
+            batches = batch_progress(run)
+            left = f", {batches}" if batches and batches.out else f", {progress.left} left" if progress.left else ""
             show(progress.settled, progress.tasks, f"{words}, ${progress.cost_usd:.4f}{left}")
             return run.state not in Run.GOING
 
