@@ -11,6 +11,7 @@ CODE := $(wildcard manage.py annotation_server annotation_workers trainer fixtur
 SERVER := .venv/.has-server
 DEV := .venv/.has-dev
 TRAINER := $(if $(filter none,$(MODEL)),,.venv/.has-trainer)
+PEER := $(if $(filter none,$(MODEL)),,.venv/.has-peer)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -23,24 +24,24 @@ help:  ## list the targets
 run: $(SERVER) $(TRAINER)  ## serve Winnow at http://127.0.0.1:8000 (PORT), state under var/ (WINNOW_HOME); Ctrl-C stops it
 	@exec $(PYTHON) -m annotation_server.launcher
 
-test: $(SERVER) $(TRAINER) $(DEV)  ## all tests under a minute each; ARGS="-k queue" for a part
+test: $(SERVER) $(TRAINER) $(PEER) $(DEV)  ## all tests under a minute each; ARGS="-k queue" for a part
 	$(PYTHON) -m pytest -m "not soak" $(ARGS)
 
 demo: $(SERVER) $(TRAINER)  ## the whole loop on drawn scenes in a throw-away home, ending with one table
 	@exec $(PYTHON) -m benchmarks.demo
 
-bench: $(SERVER) $(TRAINER) $(DEV)  ## the measured claims, one JSON object per line; ONLY=workbench|runs|trainer for a part
+bench: $(SERVER) $(TRAINER) $(PEER) $(DEV)  ## the measured claims, one JSON object per line; ONLY=workbench|runs|trainer for a part
 	@exec $(PYTHON) -m benchmarks $(if $(ONLY),--only $(ONLY))
 
-soak: $(SERVER) $(TRAINER) $(DEV)  ## every test of more than a minute: kills, load
+soak: $(SERVER) $(TRAINER) $(PEER) $(DEV)  ## every test of more than a minute: kills, load
 	$(PYTHON) -m pytest -m soak $(ARGS)
 
-bench-scale: $(SERVER) $(TRAINER) $(DEV)  ## the measurements at 128,000 samples
+bench-scale: $(SERVER) $(TRAINER) $(PEER) $(DEV)  ## the measurements at 128,000 samples
 	@exec $(PYTHON) -m benchmarks --scale
 
 # Reading the settings makes a secret key: not in the home of a server that may be running.
 lint: export WINNOW_HOME := $(CURDIR)/.venv/lint-home
-lint: $(SERVER) .venv/.has-trainer $(DEV)  ## ruff, mypy, import contracts, missing migrations
+lint: $(SERVER) .venv/.has-trainer .venv/.has-peer $(DEV)  ## ruff, mypy, import contracts, missing migrations
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)

@@ -15,7 +15,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ class Bench:
             device="cpu",
         )
         run = grpo.build(config)
-        run.screener = run.writer = _endless(run.screener)
+        run.screener = run.writer = endless(run.screener)
         with patch.object(grpo, "make_example", self._asked):
             lengths = grpo.see_records(run, list(run.train_records.values())).batch.lengths.tolist()
         if set(lengths) != {case.prompt}:
@@ -306,7 +306,7 @@ class _Endless(Screener):
         return [*super().banned_token_ids, self.end_token_id]
 
 
-def _endless(screener: Screener) -> Screener:
+def endless(screener: Screener) -> Screener:
     """The same screener, which may not end a completion."""
     return _Endless(
         model=screener.model,
@@ -363,10 +363,3 @@ def _saved(screener: Screener, forward: Callable[[], torch.Tensor]) -> int:
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     del out
     return total
-
-
-def cases() -> Iterator[Case]:
-    """The published sizes."""
-    for side, prompt, completion in ((8, 366, 48), (17, 1491, 64), (17, 1491, 256)):
-        for together in (1, 4):
-            yield Case(side=side, prompt=prompt, completion=completion, prompts_per_step=together)

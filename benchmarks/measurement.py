@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import TypedDict
+from typing import Any, TypedDict
 
 PARTS = ("workbench", "runs", "trainer")
 """The modules of this folder that measure something."""
@@ -21,7 +21,8 @@ class Measurement(TypedDict):
     """The other side, measured in the same run; None where there is none."""
     ratio: float | None
     """How many times better than the peer: above 1 is a gain."""
-    setting: str
+    setting: str | dict[str, Any]
+    """What was measured: a sentence, or the sizes by name."""
 
 
 def in_turns(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> tuple[float, float]:

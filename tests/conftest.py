@@ -1,6 +1,6 @@
 """What every test may use, and what is skipped, with its reason, where a program is missing.
 
-WINNOW_REQUIRE lists programs (postgresql, chromium, torch) whose absence is a failure instead: .ci/run sets it, so that
+WINNOW_REQUIRE lists programs (postgresql, chromium, torch, trl) whose absence is a failure instead: .ci/run sets it, so that
 nothing is left untested there without anybody noticing.
 """
 
@@ -36,6 +36,9 @@ def missing(program: str) -> str:
         case "torch":
             if not HAS_TORCH:
                 return "torch is not installed (MODEL=none)"
+        case "trl":
+            if importlib.util.find_spec("trl") is None:
+                return "trl is not installed: pip install -e '.[peer]'"
         case other:
             raise ValueError(f"tests know no program {other!r}")
     return ""
@@ -52,7 +55,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for program in ("postgresql", "chromium", "torch"):
+    for program in ("postgresql", "chromium", "torch", "trl"):
         if reason := missing(program):
             for item in items:
                 if item.get_closest_marker(f"needs_{program}"):

@@ -24,23 +24,18 @@ from trainer import grpo, sft
 from trainer.checkpoint import METRICS, MODEL, environment
 from trainer.config import Refused, load_config, require, settings_json
 from trainer.contract.dimensions import DIMENSIONS, Split
+from trainer.contract.prompts import PromptKind
 from trainer.contract.records import Record
 from trainer.contract.scores import ScoreVariant, chance_levels
-from trainer.data import open_export, read_split
-from trainer.evaluate import (
-    EVALUATION,
-    OVERALL,
-    PREDICTIONS,
-    EvaluateConfig,
-    Prediction,
-    answer_records,
-    evaluate,
-    predict,
-    read_predictions,
-)
+from trainer.data import make_example, open_export, read_split
+from trainer.evaluate import EVALUATION, OVERALL, PREDICTIONS, EvaluateConfig, evaluate
 from trainer.grpo import GRPOConfig
+from trainer.images import ImageStore
+from trainer.model import load_screener
+from trainer.predictions import Prediction, predict, read_predictions
 from trainer.progress import Progress, clock
 from trainer.report import COLOURS
+from trainer.rollout import Sampling, choose_threads, generate
 from trainer.sft import SFTConfig
 from trainer.statistics import nested_interval
 
@@ -262,12 +257,27 @@ def _evaluate_permuted(config: AblateConfig, seed: int, model: Path, where: Path
         kept = set(list(dict.fromkeys(record.sample_id for record in records))[: settings.limit])
         records = [record for record in records if record.sample_id in kept]
     records = exchange_images(records, seed)
-    found = [predict(record, text) for record, text in zip(records, answer_records(settings, records), strict=True)]
+    found = [predict(record, text) for record, text in zip(records, _answers(settings, model, records), strict=True)]
     where.mkdir(parents=True, exist_ok=True)
     partial = where / f"{PREDICTIONS}.partial"
     partial.write_text("".join(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in found), encoding="utf-8")
     partial.replace(where / PREDICTIONS)
     return True
+
+
+def _answers(settings: EvaluateConfig, model: Path, records: Sequence[Record]) -> list[str]:
+    """Each record's greedy completion."""
+    screener = load_screener(model, settings.device, settings.dtype)
+    choose_threads(screener, settings.threads)
+    store = ImageStore(screener, settings.export_dir, settings.image_max_side)
+    sampling = Sampling(max_new_tokens=settings.max_completion_length)
+    texts = []
+    for at in range(0, len(records), settings.batch_records):
+        some = records[at : at + settings.batch_records]
+        prompts = [make_example(record, PromptKind.ASK).prompt for record in some]
+        written = generate(screener, prompts, [store.of(record) for record in some], sampling)
+        texts += [one.text for (one,) in written]
+    return texts
 
 
 def exchange_images(records: Sequence[Record], seed: int) -> list[Record]:

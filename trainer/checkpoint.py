@@ -121,7 +121,7 @@ class RunDirectory:
         partial.replace(self.path / name)
 
     def finish(self) -> str:
-        """The run ends or is stopped: trackers hear of it, and a report is written if wanted; a line that says where."""
+        """The run ends or is stopped: trackers hear of it, and a report is written if wanted; a line says where."""
         for tracker in self._trackers:
             tracker.close()
         self._trackers = []

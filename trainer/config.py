@@ -226,15 +226,15 @@ def _put(tree: dict[str, Any], override: str) -> None:
 
 def _build(kind: type[C], tree: dict[str, Any], prefix: str) -> C:
     hints = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
     for name in tree:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
             raise ConfigRefused(f"there is no setting {prefix}{name}{hint}")
-    for field in fields(kind):  # type: ignore[arg-type]
-        if field.default is MISSING and field.default_factory is MISSING and field.name not in tree:
-            raise ConfigRefused(f"setting {prefix}{field.name} is missing: expected {_expected(hints[field.name])}")
+    for one in fields(kind):  # type: ignore[arg-type]
+        if one.default is MISSING and one.default_factory is MISSING and one.name not in tree:
+            raise ConfigRefused(f"setting {prefix}{one.name} is missing: expected {expected(hints[one.name])}")
     values = {name: _convert(value, hints[name], prefix + name) for name, value in tree.items()}
     try:
         return kind(**values)
@@ -292,18 +292,19 @@ def _scalar(value: Any, hint: Any, name: str) -> Any:
 
 def _wrong(value: Any, hint: Any, name: str) -> ConfigRefused:
     shown = value.text if isinstance(value, _Typed) else value
-    return ConfigRefused(f"{name}: expected {_expected(hint)}, found {shown!r}")
+    return ConfigRefused(f"{name}: expected {expected(hint)}, found {shown!r}")
 
 
-def _expected(hint: Any) -> str:
+def expected(hint: Any) -> str:
+    """What a value of a type looks like, in words."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     origin, options = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(options)
     if origin in (Union, types.UnionType):
-        return " or ".join(_expected(option) for option in options if option is not types.NoneType) + " or none"
+        return " or ".join(expected(option) for option in options if option is not types.NoneType) + " or none"
     if origin is tuple:
-        return f"a list, each {_expected(options[0])}"
+        return f"a list, each {expected(options[0])}"
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return "one of " + ", ".join(hint)
     return names.get(hint, "a group of settings")

@@ -71,9 +71,9 @@ class Ranks:
         return [every[place % self.count][place // self.count] for place in range(sum(map(len, every)))]
 
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Add every gradient up over all processes; one that is missing here counts as 0. Split ones are added up already.
+        """Add every gradient up over all processes; one that is missing here counts as 0.
 
-        One message per dtype rather than per parameter.
+        Split ones are added up already. A few large messages rather than one per parameter.
         """
         if self.count == 1:
             return
@@ -85,7 +85,7 @@ class Ranks:
             for some in _buckets(together):
                 flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in some])
                 dist.all_reduce(flat)
-                for parameter, part in zip(some, flat.split([p.numel() for p in some]), strict=True):
+                for parameter, part in zip(some, torch.split(flat, [p.numel() for p in some]), strict=True):
                     parameter.grad = part.view_as(parameter)
 
     def same_weights(self, model: torch.nn.Module) -> None:

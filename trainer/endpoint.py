@@ -7,26 +7,37 @@ client with its ledger and budgets (annotation_workers/model_client.py), grading
 from __future__ import annotations
 
 import base64
+import datetime
 import http.client
 import json
 import mimetypes
 import os
+import random
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 from trainer.config import ConfigRefused, Refused, require
 from trainer.contract.prompts import Prompt, openai_messages
+from trainer.predictions import Answered
 
-_RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
+_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+_THIS_REQUEST = frozenset({400, 413, 422})
+"""What it has against this request: too long, a filter. Asking another one may succeed."""
+_LONGEST_PAUSE = 60.0
 
 
 class EndpointFailed(Refused):
     """The endpoint gave no answer; the message names it and what came instead."""
+
+
+class RequestRefused(EndpointFailed):
+    """The endpoint will not answer this request; others it may."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +52,13 @@ class EndpointConfig:
     """Name of the environment variable that holds the key; empty sends none."""
     timeout_seconds: float = 120.0
     """Longest wait for one reply."""
-    attempts: int = 3
-    """Tries of a request that failed for a reason that may pass: 408, 409, 429, 5xx, or no connection."""
+    attempts: int = 6
+    """Tries of a request that failed for a reason that may pass: 408, 409, 425, 429, 5xx, or no connection."""
     concurrency: int = 8
     """Requests under way at once."""
+    options: str = ""
+    """More of the request's body, as a JSON object: '{"reasoning_effort": "low"}'. It wins; null leaves a field out:
+    '{"max_tokens": null, "max_completion_tokens": 4000, "temperature": null}' for models that want it so."""
 
     def __post_init__(self) -> None:
         require(
@@ -54,6 +68,16 @@ class EndpointConfig:
         require(self.timeout_seconds > 0, f"endpoint.timeout_seconds must be positive, got {self.timeout_seconds}")
         require(self.attempts >= 1, f"endpoint.attempts must be at least 1, got {self.attempts}")
         require(self.concurrency >= 1, f"endpoint.concurrency must be at least 1, got {self.concurrency}")
+        self.body_options()
+
+    def body_options(self) -> dict[str, Any]:
+        """`options`, read. ConfigRefused when it is no JSON object."""
+        try:
+            options = json.loads(self.options or "{}")
+        except ValueError as error:
+            raise ConfigRefused(f"endpoint.options: not JSON ({error})") from None
+        require(isinstance(options, dict), f"endpoint.options: expected a JSON object, got {self.options}")
+        return dict(options)
 
     def key(self) -> str | None:
         """The key. ConfigRefused when a variable is named and not set."""
@@ -66,21 +90,29 @@ class EndpointConfig:
 
 def ask_endpoint(
     config: EndpointConfig, prompt: Prompt, images: Sequence[Path], *, max_tokens: int, temperature: float = 0.0
-) -> str:
-    """The endpoint's completion of one prompt; `images` are files, the original first. Raises EndpointFailed."""
+) -> Answered:
+    """The endpoint's completion of one prompt; `images` are files, the original first.
+
+    Raises RequestRefused when it will not answer this one, EndpointFailed when it answers none, or not after all tries.
+    """
     body = {
         "model": config.model,
         "messages": openai_messages(prompt, [data_uri(path) for path in images]),
         "max_tokens": max_tokens,
         "temperature": temperature,
+        **config.body_options(),
     }
+    body = {name: value for name, value in body.items() if value is not None}
+    began = time.monotonic()
     for attempt in range(1, config.attempts + 1):
         try:
-            return _completion_text(config, _post(config, body))
+            return _answered(config, _post(config, body), began)
         except _MayPass as failure:
             if attempt == config.attempts:
                 raise EndpointFailed(f"{config.base_url}: {failure}, {attempt} times") from None
-            time.sleep(min(2.0 ** (attempt - 1), 10.0))
+            # Requests that were turned away together shall not come back together.
+            pause = 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - it guards nothing
+            time.sleep(min(max(pause, failure.retry_after), _LONGEST_PAUSE))
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -91,7 +123,11 @@ def data_uri(path: Path) -> str:
 
 
 class _MayPass(Exception):
-    """A failure worth another try."""
+    """A failure worth another try, after so many seconds."""
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 def _post(config: EndpointConfig, body: dict[str, Any]) -> bytes:
@@ -108,18 +144,38 @@ def _post(config: EndpointConfig, body: dict[str, Any]) -> bytes:
     except urllib.error.HTTPError as error:
         said = error.read(500).decode(errors="replace").strip()
         if error.code in _RETRIED:
-            raise _MayPass(f"HTTP {error.code} {said}") from None
-        raise EndpointFailed(f"{config.base_url}: HTTP {error.code} {said}") from None
+            raise _MayPass(f"HTTP {error.code} {said}", _retry_after(error.headers.get("Retry-After"))) from None
+        kind = RequestRefused if error.code in _THIS_REQUEST else EndpointFailed
+        raise kind(f"{config.base_url}: HTTP {error.code} {' '.join(said.split())}") from None
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise _MayPass(f"no reply ({getattr(error, 'reason', error)})") from None
 
 
-def _completion_text(config: EndpointConfig, data: bytes) -> str:
-    """The text of the first choice; a reasoning that came in a field of its own is put back before the answer."""
+def _retry_after(said: str | None) -> float:
+    """Seconds to wait, from a header that says seconds or a date; 0 where it says neither."""
     try:
-        message = json.loads(data)["choices"][0]["message"]
+        return max(0.0, float(said or 0))
+    except ValueError:
+        pass
+    try:
+        until = parsedate_to_datetime(said or "")
+        return max(0.0, (until - datetime.datetime.now(until.tzinfo or datetime.UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def _answered(config: EndpointConfig, data: bytes, began: float) -> Answered:
+    """The first choice; a reasoning that came in a field of its own is put back before the answer."""
+    try:
+        reply = json.loads(data)
+        message = reply["choices"][0]["message"]
         content = message.get("content") or ""
+        if isinstance(content, list):  # some servers answer in parts
+            content = "".join(part.get("text", "") for part in content)
         reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+        usage = reply.get("usage") or {}
+        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise EndpointFailed(f"{config.base_url}: the reply is no chat completion ({error})") from None
-    return f"<think>{reasoning}</think>{content}" if reasoning and "</think>" not in content else str(content)
+        raise _MayPass(f"the reply is no chat completion ({error!r})") from None
+    text = f"<think>{reasoning}</think>{content}" if reasoning and "</think>" not in content else str(content)
+    return Answered(text=text, prompt_tokens=tokens[0], completion_tokens=tokens[1], seconds=time.monotonic() - began)

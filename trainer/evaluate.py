@@ -1,44 +1,58 @@
-"""How good a screener or an endpoint is on one split: scores beside what chance would get, with intervals.
+"""How good screeners and endpoints are on one split: scores beside what chance would get, with intervals.
 
-Greedy answers, graded by the function that is the reward. Writes ``evaluation.json`` and ``predictions.jsonl`` and
-prints one table. `paired_difference` and `beats_constant` compare predictions. Not here: scores (contract/scores.py),
-intervals (statistics.py).
+Greedy answers, graded by the function that is the reward. One model writes ``evaluation.json``, ``predictions.jsonl``
+and ``evaluation.md``; several write those per model, and one table of all as ``comparison.json``, ``.md`` and ``.png``.
+Broken off, the same command goes on where it was. `paired_difference` and `beats_constant` compare predictions.
+Not here: scores (contract/scores.py), intervals (statistics.py), files of answers (predictions.py), tables and plots
+(comparison.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.checkpoint import find_model, run_settings
+from trainer.comparison import comparison_markdown, draw_comparison, evaluation_markdown
 from trainer.config import Refused, require, settings_json
+from trainer.confusion import confusion, hard_records, letter_counts
 from trainer.contract.answers import Answer
 from trainer.contract.dimensions import DIMENSIONS, Dimension, Polarity, Split
-from trainer.contract.exports import read_manifest, read_records
+from trainer.contract.exports import MANIFEST, read_manifest, read_records
 from trainer.contract.prompts import PROMPT_VERSIONS, PromptKind
 from trainer.contract.records import Record
-from trainer.contract.scores import RewardWeights, ScoreVariant, all_answers, chance_levels, grade, score
+from trainer.contract.scores import ScoreVariant, all_answers, chance_levels
 from trainer.data import make_example, read_split
-from trainer.endpoint import EndpointConfig, ask_endpoint
+from trainer.endpoint import EndpointConfig, EndpointFailed, RequestRefused, ask_endpoint
 from trainer.images import ImageStore
 from trainer.model import load_screener
+from trainer.predictions import (
+    ANSWERS,
+    FIGURES,
+    PREDICTIONS,
+    Answered,
+    AnswerLog,
+    Prediction,
+    predict,
+    read_predictions,
+)
 from trainer.progress import Progress
 from trainer.rollout import Sampling, choose_threads, generate
 from trainer.statistics import Interval, mean_interval
 
-EVALUATION, PREDICTIONS = "evaluation.json", "predictions.jsonl"
+__all__ = ["PREDICTIONS", "Prediction", "predict", "read_predictions"]  # from here, too: they began here
+EVALUATION, COMPARISON = "evaluation.json", "comparison.json"
 OVERALL = "overall"
-FIGURES: dict[str, ScoreVariant] = {
-    "exact": ScoreVariant.EXACT,
-    "dpa": ScoreVariant.BALANCED,
-    "per_candidate": ScoreVariant.HAMMING,
-}
-"""The figures of the table. Per candidate is the share of candidates judged right."""
+_REFUSED_AT_FIRST = 3
+"""Requests refused before any is answered, after which the endpoint, not the request, is taken to be at fault."""
 
 
 class Contaminated(Refused):
@@ -46,17 +60,46 @@ class Contaminated(Refused):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComparedModel:
+    """One model or endpoint of several."""
+
+    name: str = ""
+    """What its row is called; empty takes the directory's name, or the model's at the endpoint."""
+    model_dir: Path | None = None
+    """A model directory, or a run's."""
+    endpoint: EndpointConfig | None = None
+    """An OpenAI-compatible endpoint."""
+    image_max_side: int | None = None
+    """Longest image side in pixels for this one, as it was in training; None takes what all have."""
+
+    def __post_init__(self) -> None:
+        require((self.model_dir is None) != (self.endpoint is None), "models: each has either model_dir or endpoint")
+
+    @property
+    def title(self) -> str:
+        """The name of its row and of its directory."""
+        if self.name or self.model_dir is None:
+            return self.name or (self.endpoint.model if self.endpoint else "")
+        path = self.model_dir.resolve()
+        return path.parent.name if path.name == "model" else path.name
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What is evaluated on what. Set either `model_dir` or `endpoint`."""
+    """What is evaluated on what: one `model_dir` or `endpoint`, or several `runs` and `models`."""
 
     export_dir: Path
     """The dataset version to evaluate on."""
     run_dir: Path
-    """Where evaluation.json and predictions.jsonl go."""
+    """Where answers, evaluations and the comparison go."""
     model_dir: Path | None = None
-    """A model directory to evaluate."""
+    """A model directory to evaluate, or a run's."""
     endpoint: EndpointConfig | None = None
     """An OpenAI-compatible endpoint to evaluate."""
+    runs: tuple[str, ...] = ()
+    """Several to compare: directories of models or runs, or NAME=DIRECTORY. The others are held against the first."""
+    models: tuple[ComparedModel, ...] = ()
+    """Further ones to compare, endpoints among them: [[models]] in the file."""
     split: Split = Split.TEST
     """Which side of the version."""
     dimensions: tuple[Dimension, ...] = DIMENSIONS
@@ -69,10 +112,12 @@ class EvaluateConfig:
     """Longest completion in tokens."""
     batch_records: int = 64
     """Records answered together by a model directory."""
+    hard_file: Path | None = None
+    """Ids of the records that count as hard, one per line. None looks for what the records say themselves."""
     train_export_dir: Path | None = None
-    """What the model was trained on, to look for shared images. None: the train split of `export_dir`."""
+    """What was trained on, to look for shared images. None: what the run directories say, and `export_dir`."""
     contamination: Literal["report", "refuse"] = "report"
-    """What to do when images were trained on."""
+    """What to do when images were trained on: say so, or stop before anything is asked."""
     resamples: int = 2000
     """Bootstrap resamples behind every interval."""
     seed: int = 0
@@ -87,171 +132,315 @@ class EvaluateConfig:
     """Longest image side in pixels, as it was in training."""
 
     def __post_init__(self) -> None:
+        alone = self.model_dir is not None or self.endpoint is not None
         require(
-            (self.model_dir is None) != (self.endpoint is None),
-            "set either model_dir or endpoint (endpoint.base_url and endpoint.model)",
+            (self.model_dir is None or self.endpoint is None) and alone != bool(self.runs or self.models),
+            "set either model_dir or endpoint (endpoint.base_url and endpoint.model), or several in runs and models",
         )
         for name in ("max_completion_length", "batch_records", "resamples"):
             require(getattr(self, name) >= 1, f"{name}: expected 1 or more, got {getattr(self, name)}")
         for name in ("limit", "threads"):
             require(getattr(self, name) >= 0, f"{name}: expected 0 or more, got {getattr(self, name)}")
 
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One graded answer: a row of predictions.jsonl."""
-
-    record_id: str
-    sample_id: str
-    dimension: str
-    candidates: int
-    gold: Answer
-    answer: Answer | None
-    refusal: str | None
-    text: str
-
-    def score(self, variant: ScoreVariant) -> float:
-        """What this answer scores."""
-        return score(variant, self.answer, self.gold, self.candidates)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in predictions.jsonl."""
-        return asdict(self) | {
-            "gold": sorted(self.gold),
-            "answer": None if self.answer is None else sorted(self.answer),
-            **{name: self.score(variant) for name, variant in FIGURES.items()},
-        }
-
-
-def read_predictions(path: Path) -> list[Prediction]:
-    """The rows of a predictions.jsonl. Refused names the file when it is not one."""
-    found = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for row in map(json.loads, file):
-                fields = {name: row[name] for name in Prediction.__slots__}
-                answer = None if row["answer"] is None else frozenset(row["answer"])
-                found.append(Prediction(**fields | {"gold": frozenset(row["gold"]), "answer": answer}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refused(f"{path}: cannot be read as predictions ({error})") from None
-    return found
+    def subjects(self) -> list[ComparedModel]:
+        """What is evaluated, each under a name of its own. ConfigRefused when two have one."""
+        if not self.runs and not self.models:
+            return [ComparedModel(model_dir=self.model_dir, endpoint=self.endpoint)]
+        named = [run.partition("=") if "=" in run else ("", "", run) for run in self.runs]
+        found = [ComparedModel(name=name, model_dir=Path(path)) for name, _, path in named] + list(self.models)
+        twice = [title for title, times in Counter(one.title for one in found).items() if times > 1]
+        require(not twice, f"two models are called {twice[0] if twice else ''!r}: name them, as in NAME=DIRECTORY")
+        return found
 
 
 def main(config: EvaluateConfig) -> None:
-    """Evaluate, write both files and print the table."""
+    """Evaluate, write the files and print the table."""
     report = evaluate(config)
-    print(table(report))
+    print(comparison_markdown(report) if "models" in report else table(report))
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Answer, grade, and write evaluation.json and predictions.jsonl; what evaluation.json holds is returned.
+    """Answer, grade, and write everything; what evaluation.json, or comparison.json for several, holds is returned.
 
     Raises ExportRefused, ModelRefused, EndpointFailed, or Contaminated.
     """
-    began = time.monotonic()
-    manifest = read_manifest(config.export_dir)
+    subjects = config.subjects()
+    records = _records(config)
+    for subject in subjects:
+        if subject.endpoint is not None:
+            subject.endpoint.key()  # a key that is missing is said once, before any request
+    shared = [contamination(config, subject, records) for subject in subjects]
+    for subject, found in zip(subjects, shared, strict=True):
+        if found["count"] and config.contamination == "refuse":
+            raise Contaminated(
+                f"{config.export_dir}: {found['count']} images of the {config.split} split were trained on"
+                + (f" by {subject.title}" if len(subjects) > 1 else "")
+            )
+    several = bool(config.runs or config.models)
+    places = [config.run_dir / _file_name(subject.title) if several else config.run_dir for subject in subjects]
+    answered = [_answer(config, subject, records, place) for subject, place in zip(subjects, places, strict=True)]
+    predictions = [
+        [predict(record, known[record.id].text, known[record.id].refused) for record in records] for known in answered
+    ]
+    rule, hard = hard_records(records, predictions, config.hard_file)
+    reports = []
+    for subject, place, known, some, found in zip(subjects, places, answered, predictions, shared, strict=True):
+        report = _report(config, subject, some, found, [known[record.id] for record in records], rule, hard)
+        rows = "".join(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n" for prediction in some)
+        (place / PREDICTIONS).write_text(rows, encoding="utf-8", errors="replace")
+        _write_json(place / EVALUATION, report)
+        (place / "evaluation.md").write_text(evaluation_markdown(report), encoding="utf-8")
+        reports.append(report)
+    if not several:
+        return reports[0]
+    comparison = _comparison(config, reports, predictions)
+    _write_json(config.run_dir / COMPARISON, comparison)
+    (config.run_dir / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
+    draw_comparison(comparison, config.run_dir / "comparison.png")
+    return comparison
+
+
+def _records(config: EvaluateConfig) -> list[Record]:
     records = read_split(config.export_dir, config.split, config.dimensions, config.polarity)
     if config.limit:
         kept = set(list(dict.fromkeys(record.sample_id for record in records))[: config.limit])
         records = [record for record in records if record.sample_id in kept]
-    shared = shared_images(records, config.train_export_dir or config.export_dir)
-    if shared and config.contamination == "refuse":
-        raise Contaminated(f"{config.export_dir}: {len(shared)} images of the {config.split} split were trained on")
-    predictions = [predict(record, text) for record, text in zip(records, answer_records(config, records), strict=True)]
-    report = {
-        "export_version": manifest.version_id,
+    return records
+
+
+def _report(
+    config: EvaluateConfig,
+    subject: ComparedModel,
+    predictions: Sequence[Prediction],
+    contaminated: dict[str, Any],
+    answered: Sequence[Answered],
+    rule: str,
+    hard: set[str],
+) -> dict[str, Any]:
+    """What evaluation.json holds."""
+    settings = {"resamples": config.resamples, "seed": config.seed}
+    sides = {
+        "hard": [one for one in predictions if one.record_id in hard],
+        "easy": [one for one in predictions if one.record_id not in hard],
+    }
+    trained_on = set(contaminated.pop("records"))
+    clean = [one for one in predictions if one.record_id not in trained_on]
+    return {
+        "name": subject.title,
+        "model": _identity(subject),
+        "export_version": read_manifest(config.export_dir).version_id,
         "split": config.split.value,
         "prompt_version": PROMPT_VERSIONS[PromptKind.ASK],
         "records": len(predictions),
         "samples": len({prediction.sample_id for prediction in predictions}),
-        "figures": figures(predictions, resamples=config.resamples, seed=config.seed),
-        "beats_constant": beats_constant(predictions, resamples=config.resamples, seed=config.seed).to_json(),
+        "figures": figures(predictions, **settings),
+        "difficulty": {"rule": rule, **{side: _scores(some, **settings) for side, some in sides.items() if some}}
+        if rule
+        else None,
+        "beats_constant": beats_constant(predictions, **settings).to_json(),
+        "confusion": {"overall": confusion(predictions)}
+        | {str(name): confusion(some) for name, some in _by_dimension(predictions).items()},
+        "letters": letter_counts(predictions),
         "parsable": sum(prediction.refusal is None for prediction in predictions) / len(predictions),
         "refusals": dict(Counter(prediction.refusal for prediction in predictions if prediction.refusal)),
-        "images_trained_on": {"count": len(shared), "sha256": shared[:20]},
-        "seconds": time.monotonic() - began,
+        "not_answered": sorted({one.refused for one in answered if one.refused})[:5],
+        "images_trained_on": contaminated | {"records": len(trained_on)},
+        "figures_without_them": _scores(clean, **settings) if trained_on and clean else None,
+        "tokens": {
+            "prompt": sum(one.prompt_tokens for one in answered),
+            "completion": sum(one.completion_tokens for one in answered),
+        },
+        "seconds": sum(one.seconds for one in answered),
         "settings": settings_json(config),
     }
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    rows = "".join(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n" for prediction in predictions)
-    (config.run_dir / PREDICTIONS).write_text(rows, encoding="utf-8")
-    (config.run_dir / EVALUATION).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return report
 
 
-def answer_records(config: EvaluateConfig, records: Sequence[Record]) -> Iterator[str]:
-    """Each record's greedy completion, in order."""
-    progress = Progress("evaluate")
+def _comparison(
+    config: EvaluateConfig, reports: list[dict[str, Any]], predictions: Sequence[Sequence[Prediction]]
+) -> dict[str, Any]:
+    """What comparison.json holds: a row per model, each held against the first, record by record."""
+    kept = (
+        *("name", "model", "figures", "difficulty", "beats_constant", "parsable", "refusals"),
+        *("images_trained_on", "tokens", "seconds"),
+    )
+    rows = []
+    for report, some in zip(reports, predictions, strict=True):
+        row = {name: report[name] for name in kept}
+        if report is not reports[0]:
+            row["over_first"] = {
+                figure: paired_difference(
+                    predictions[0], some, variant, resamples=config.resamples, seed=config.seed
+                ).to_json()
+                for figure, variant in FIGURES.items()
+            }
+        rows.append(row)
+    shared = ("export_version", "split", "prompt_version", "records", "samples")
+    return {name: reports[0][name] for name in shared} | {"models": rows, "settings": settings_json(config)}
+
+
+def _answer(
+    config: EvaluateConfig, subject: ComparedModel, records: Sequence[Record], place: Path
+) -> dict[str, Answered]:
+    """What came of asking about every record, by its id; what was asked before is not asked again."""
+    of = {
+        "export_version": read_manifest(config.export_dir).version_id,
+        "polarity": records[0].polarity.value,
+        "prompt_version": PROMPT_VERSIONS[PromptKind.ASK],
+        "max_completion_length": config.max_completion_length,
+        "image_max_side": _image_side(config, subject),
+        "model": _identity(subject),
+    }
+    log = AnswerLog(place / ANSWERS, of)
+    progress = Progress(f"evaluate {subject.title}")
+    if log.put_aside:
+        progress.say(f"{place}: answers of another evaluation were there; they are now in {log.put_aside.name}")
+    missing = [record for record in records if record.id not in log.known]
+    if log.known and len(missing) < len(records):
+        progress.say(f"{subject.title}: {len(records) - len(missing)} of {len(records)} were answered before")
+    if not missing:
+        return log.known
     began = time.monotonic()
-    if config.model_dir is not None:
-        texts = _by_model(config, config.model_dir, records)
-    elif config.endpoint is not None:
-        texts = _by_endpoint(config, config.endpoint, records)
-    else:
-        raise AssertionError("the settings name one of the two")
-    for done, text in enumerate(texts, start=1):
-        progress.show(done / len(records), (time.monotonic() - began) / done * (len(records) - done))
-        yield text
+    asking = _by_model(config, subject, missing) if subject.model_dir else _by_endpoint(config, subject, missing, log)
+    try:
+        for done, (record, answered) in enumerate(asking, start=1):
+            log.add(record.id, answered)
+            progress.show(done / len(missing), (time.monotonic() - began) / done * (len(missing) - done))
+    except EndpointFailed as failed:
+        told = len([record for record in records if record.id in log.known])
+        raise EndpointFailed(f"{failed}; {told} of {len(records)} answers are kept: the same command goes on") from None
+    return log.known
 
 
-def _by_model(config: EvaluateConfig, model_dir: Path, records: Sequence[Record]) -> Iterator[str]:
-    screener = load_screener(model_dir, config.device, config.dtype)
+def _by_model(
+    config: EvaluateConfig, subject: ComparedModel, records: Sequence[Record]
+) -> Iterator[tuple[Record, Answered]]:
+    """Greedy completions, in order."""
+    assert subject.model_dir is not None  # noqa: S101 - the settings saw to it
+    screener = load_screener(find_model(subject.model_dir), config.device, config.dtype)
     choose_threads(screener, config.threads)
-    store = ImageStore(screener, config.export_dir, config.image_max_side)
+    store = ImageStore(screener, config.export_dir, _image_side(config, subject))
     sampling = Sampling(max_new_tokens=config.max_completion_length)
     for at in range(0, len(records), config.batch_records):
+        began = time.monotonic()
         batch = records[at : at + config.batch_records]
         prompts = [make_example(record, PromptKind.ASK).prompt for record in batch]
-        for (written,) in generate(screener, prompts, [store.of(record) for record in batch], sampling):
-            yield written.text
+        written = generate(screener, prompts, [store.of(record) for record in batch], sampling)
+        seconds = (time.monotonic() - began) / len(batch)
+        for record, (one,) in zip(batch, written, strict=True):
+            yield record, Answered(text=one.text, completion_tokens=len(one.token_ids), seconds=seconds)
 
 
-def _by_endpoint(config: EvaluateConfig, endpoint: EndpointConfig, records: Sequence[Record]) -> Iterator[str]:
-    def answer(record: Record) -> str:
+def _by_endpoint(
+    config: EvaluateConfig, subject: ComparedModel, records: Sequence[Record], log: AnswerLog
+) -> Iterator[tuple[Record, Answered]]:
+    """The endpoint's completions as they come; a request that it refuses counts as no answer."""
+    endpoint = subject.endpoint
+    assert endpoint is not None  # noqa: S101 - the settings saw to it
+
+    def ask(record: Record) -> Answered:
         prompt = make_example(record, PromptKind.ASK).prompt
         paths = [config.export_dir / image.path for image in record.images]
-        return ask_endpoint(endpoint, prompt, paths, max_tokens=config.max_completion_length)
+        try:
+            return ask_endpoint(endpoint, prompt, paths, max_tokens=config.max_completion_length)
+        except RequestRefused as refused:
+            return Answered(text="", refused=str(refused))
 
-    endpoint.key()  # a key that is missing is said once, before any request
+    some_answered = any(not one.refused for one in log.known.values())
+    refused: list[tuple[Record, Answered]] = []
     with ThreadPoolExecutor(endpoint.concurrency) as pool:
         try:
-            yield from pool.map(answer, records)
+            asked = {pool.submit(ask, record): record for record in records}
+            for future in as_completed(asked):
+                record, answered = asked.pop(future), future.result()
+                if answered.refused and not some_answered:
+                    refused.append((record, answered))
+                    if len(refused) >= min(_REFUSED_AT_FIRST, len(records)):
+                        raise EndpointFailed(f"{refused[0][1].refused}: it has answered nothing yet")
+                    continue
+                some_answered = True
+                yield from refused
+                refused.clear()
+                yield record, answered
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def predict(record: Record, text: str) -> Prediction:
-    """A completion about a record, graded."""
-    found = grade(text, record.answer, len(record.candidates), RewardWeights())
-    return Prediction(
-        record_id=record.id,
-        sample_id=record.sample_id,
-        dimension=record.dimension.value,
-        candidates=len(record.candidates),
-        gold=record.answer,
-        answer=found.answer,
-        refusal=found.refusal.value if found.refusal else None,
-        text=text,
-    )
+def _image_side(config: EvaluateConfig, subject: ComparedModel) -> int | None:
+    trained = run_settings(subject.model_dir).get("image_max_side") if subject.model_dir else None
+    return subject.image_max_side or config.image_max_side or trained
+
+
+def _identity(subject: ComparedModel) -> dict[str, Any]:
+    """What makes two models the same: where an endpoint is and what is asked of it, or a directory's weights."""
+    if subject.endpoint is not None:
+        endpoint = subject.endpoint
+        return {"base_url": endpoint.base_url, "model": endpoint.model, "options": endpoint.options}
+    assert subject.model_dir is not None  # noqa: S101 - the settings saw to it
+    directory = find_model(subject.model_dir)
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        # Not the bytes, which may be many gigabytes.
+        digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    return {"model_dir": str(subject.model_dir), "weights": digest.hexdigest()[:16]}
+
+
+def contamination(config: EvaluateConfig, subject: ComparedModel, records: Sequence[Record]) -> dict[str, Any]:
+    """Which images of the evaluated records some train split shows: ``count``, the first ``sha256``, in ``exports``,
+    and all ids of ``records`` that show one."""
+    exports = [config.train_export_dir] if config.train_export_dir else [config.export_dir]
+    if not config.train_export_dir and subject.model_dir:
+        exports += [path for path in _training_exports(subject.model_dir) if path.resolve() != exports[0].resolve()]
+    found = sorted({sha256 for export in exports for sha256 in shared_images(records, export)})
+    seen = set(found)
+    shown = [record.id for record in records if any(image.sha256 in seen for image in record.images)]
+    return {"count": len(found), "sha256": found[:20], "exports": [str(path) for path in exports], "records": shown}
+
+
+def _training_exports(model_dir: Path) -> list[Path]:
+    """The exports that a model was trained on, and those its start was, as far as their runs are still there."""
+    exports: list[Path] = []
+    seen: set[Path] = set()
+    while model_dir.resolve() not in seen and (settings := run_settings(model_dir)):
+        seen.add(model_dir.resolve())
+        export = Path(settings["export_dir"])
+        if (export / MANIFEST).exists() and export not in exports:
+            exports.append(export)
+        model_dir = Path(settings["model_dir"])
+    return exports
+
+
+def _file_name(title: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", title).strip(".-") or "model"
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+
+
+def _by_dimension(predictions: Sequence[Prediction]) -> dict[Dimension, list[Prediction]]:
+    groups: dict[str, list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        groups[prediction.dimension].append(prediction)
+    return {name: groups[name] for name in DIMENSIONS if name in groups}
 
 
 def figures(predictions: Sequence[Prediction], *, resamples: int, seed: int = 0) -> dict[str, Any]:
     """Per dimension and overall: the number of records and every figure with its interval and its chance levels."""
-    groups: dict[str, list[Prediction]] = defaultdict(list)
-    for prediction in predictions:
-        groups[prediction.dimension].append(prediction)
-    parts = {name: groups[name] for name in DIMENSIONS if name in groups} | {OVERALL: list(predictions)}
-    found: dict[str, Any] = {}
-    for name, some in parts.items():
-        found[str(name)] = {"records": len(some)}
-        for figure, variant in FIGURES.items():
-            interval = mean_interval(
-                [one.score(variant) for one in some], [one.sample_id for one in some], resamples=resamples, seed=seed
-            )
-            chance = chance_levels(
-                variant, [one.answer for one in some], [one.gold for one in some], [one.candidates for one in some]
-            )
-            found[str(name)][figure] = {**interval.to_json(), "chance": asdict(chance)}
+    parts = _by_dimension(predictions) | {OVERALL: list(predictions)}
+    return {str(name): _scores(some, resamples=resamples, seed=seed) for name, some in parts.items()}
+
+
+def _scores(some: Sequence[Prediction], *, resamples: int, seed: int) -> dict[str, Any]:
+    """The number of records, and every figure with its interval and its chance levels."""
+    found: dict[str, Any] = {"records": len(some)}
+    for figure, variant in FIGURES.items():
+        interval = mean_interval(
+            [one.score(variant) for one in some], [one.sample_id for one in some], resamples=resamples, seed=seed
+        )
+        chance = chance_levels(
+            variant, [one.answer for one in some], [one.gold for one in some], [one.candidates for one in some]
+        )
+        found[figure] = {**interval.to_json(), "chance": asdict(chance)}
     return found
 
 
@@ -310,7 +499,10 @@ def table(report: dict[str, Any]) -> str:
     refused = ", ".join(f"{reason} {times}" for reason, times in sorted(report["refusals"].items()))
     lines.append(f"readable {report['parsable']:.1%}" + (f" (refused: {refused})" if refused else ""))
     if count := report["images_trained_on"]["count"]:
-        lines.append(f"warning: {count} images of this split were trained on")
+        told = f"warning: {count} images of this split were trained on"
+        if clean := report["figures_without_them"]:
+            told += f"; exact on the {clean['records']} records without them {clean['exact']['value']:.3f}"
+        lines.append(told)
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ import copy
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,20 +25,23 @@ from trainer.contract.exports import ExportRefused
 from trainer.contract.prompts import PromptKind
 from trainer.contract.records import Record
 from trainer.contract.scores import Grade, RewardWeights, ScoreVariant, chance_levels
-from trainer.data import make_example, open_export, read_split
+from trainer.data import encode_prompts, make_example, open_export, read_split
 from trainer.distributed import ALONE, Ranks, joined_ranks
 from trainer.hard_cases import HardCaseConfig, HardCaseMode, HardCases, ReviewReason
 from trainer.images import ImageStore
 from trainer.lora import adapter_disabled
+from trainer.memory import announce, estimate, load_of, naming_what_to_lower
 from trainer.model import Screener, load_screener
 from trainer.objective import (
     ImportanceLevel,
     LossType,
     Objective,
+    RolloutCorrection,
     ScaleRewards,
     aggregate,
     group_advantages,
     groups_with_signal,
+    rollout_correction,
     token_losses,
 )
 from trainer.optimization import (
@@ -50,9 +54,10 @@ from trainer.optimization import (
     training_screener_dtype,
 )
 from trainer.preparation import check_first_batch, prepare, refresh, split, start_directory
-from trainer.progress import Progress, StopBetweenSteps
+from trainer.progress import Progress, StopBetweenSteps, told_pace
 from trainer.rewards import exact_by_dimension, grade_completions, mean_figures, sample_row
-from trainer.rollout import Sampling, Written, generate, write_seen_groups
+from trainer.rollout import Sampling, Written, generate
+from trainer.rollout_engines import Asked, OwnEngine, RolloutEngine, ServerEngine
 from trainer.seen_prompts import SeenPrompts, see
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
@@ -105,6 +110,22 @@ class GRPOConfig(TrainingConfig):
     """What advantages are divided by (TRL's default: group)."""
     reward: RewardWeights = field(default_factory=RewardWeights)
     """What a completion earns."""
+    use_vllm: bool = False
+    """A vLLM server writes the completions, the model itself otherwise (TRL's name; its server mode)."""
+    vllm_server_base_url: str = "http://127.0.0.1:8000"
+    """Where it listens. It serves `vllm_model_dir` and was started with VLLM_SERVER_DEV_MODE=1."""
+    vllm_model_dir: Path | None = None
+    """The directory it serves, which every update writes anew; None: `run_dir`/served."""
+    vllm_server_timeout: float = 240.0
+    """Seconds to wait for a reply, or for the server to be up (TRL's default)."""
+    vllm_importance_sampling_correction: bool = True
+    """Weigh what the server drew by the ratio of the model's probability to the server's (TRL's default)."""
+    vllm_importance_sampling_mode: RolloutCorrection = RolloutCorrection.TOKEN_TRUNCATE
+    """How the ratio is bounded (TRL's default: sequence_mask)."""
+    vllm_importance_sampling_clip_max: float = 3.0
+    """Its upper bound (TRL's default)."""
+    vllm_importance_sampling_clip_min: float | None = None
+    """Its lower bound; None: none (TRL's default)."""
     hard_cases: bool = True
     """Mine hard cases; false is plain GRPO."""
     mining: HardCaseConfig = field(default_factory=HardCaseConfig)
@@ -140,6 +161,17 @@ class GRPOConfig(TrainingConfig):
         require(
             self.epsilon_high is None or self.epsilon_high > 0,
             f"epsilon_high: expected more than 0, got {self.epsilon_high}",
+        )
+        require(
+            self.vllm_server_base_url.startswith(("http://", "https://")),
+            f"vllm_server_base_url: expected http:// or https://, got {self.vllm_server_base_url!r}",
+        )
+        require(
+            self.vllm_server_timeout > 0, f"vllm_server_timeout: expected more than 0, got {self.vllm_server_timeout}"
+        )
+        require(
+            self.vllm_importance_sampling_clip_max > 0,
+            f"vllm_importance_sampling_clip_max: expected more than 0, got {self.vllm_importance_sampling_clip_max}",
         )
         require(self.delta is None or self.delta > 1, f"delta: expected more than 1, got {self.delta}")
         require(self.beta >= 0, f"beta: expected 0 or more, got {self.beta:g}")
@@ -181,8 +213,12 @@ class Run:
     ranks: Ranks
     writer: Screener
     """What writes completions: the screener, or a whole copy of it where it is split among processes."""
+    engine: RolloutEngine
+    """Who drives it."""
     checked: bool = False
     """Whether the first batch was compared with repeated prompts."""
+    told_pace: bool = False
+    """Whether this sitting has said how long a step takes."""
 
     @property
     def frozen_vision(self) -> bool:
@@ -244,7 +280,12 @@ def build(config: GRPOConfig, ranks: Ranks = ALONE) -> Run:
         progress=Progress("hcm-grpo" if config.hard_cases else "grpo", shown=ranks.main),
         ranks=ranks,
         writer=writer,
+        engine=_engine(config),
     )
+    # A server may hold weights of an earlier run.
+    if config.use_vllm and ranks.main:
+        run.engine.take_weights(screener)
+    announce_memory(run)
     if not checkpoint:
         check_start(run)
     directory.begin(config, "grpo", manifest.version_id, state)
@@ -269,7 +310,7 @@ def mining_pass(run: Run) -> None:
             some = records[at : at + size]
             # Far above any step's: no two calls of a run draw alike.
             seed = run.config.seed * 1_000_003 + (1 << 40) + at
-            groups = write_groups(run, see_records(run, some), len(some), seed, mining.pass_generations)
+            groups = write_groups(run, see_records(run, some), some, seed, mining.pass_generations)
             for record, group in zip(some, groups, strict=True):
                 texts = [one.text for one in group]
                 run.hard_cases.observe(record.id, grade_completions(record, texts, run.config.reward))
@@ -290,12 +331,47 @@ def mining_pass(run: Run) -> None:
     save_checkpoint(run)
 
 
+def announce_memory(run: Run) -> None:
+    """Say what a step will need, from the shapes of the first records and the longest completions."""
+    config = run.config
+    records = list(run.train_records.values())[: config.groups_per_forward]
+    asked = [make_example(record, PromptKind.ASK).prompt for record in records]
+    prompts = encode_prompts(run.screener, asked, [run.images.of(record) for record in records])
+    longest = config.num_generations * config.max_completion_length
+    share = -(-config.prompts_per_step // run.ranks.count)
+    load = load_of(
+        run.screener,
+        prompts,
+        len(records) * longest,
+        len(records) * longest,
+        share * (int(prompts.lengths.max()) + longest),
+    )
+    copies = (run.reference is not None) + (run.writer is not run.screener)
+    found = estimate(run.screener, config, load, processes=run.ranks.count, copies=copies)
+    for line in announce(run.screener, found, _lower(config)):
+        run.progress.say(line)
+
+
+def _lower(config: GRPOConfig) -> str:
+    """What to set where a step does not fit."""
+    if config.groups_per_forward > 1:
+        return f"lower groups_per_forward (now {config.groups_per_forward})"
+    if config.vision_once:
+        return "set vision_once=false"
+    if not config.gradient_checkpointing:
+        return "set gradient_checkpointing=true"
+    return "lower image_max_side or max_completion_length, or train an adapter (lora.r=16)"
+
+
 def train(run: Run) -> None:
     """Steps until the budget is spent; a checkpoint now and then, and when the run is stopped."""
     config, state = run.config, run.state
     with StopBetweenSteps() as stop:
         while not run.ranks.any(run.budget.over):
             figures = train_step(run)
+            if not run.told_pace:
+                run.told_pace = True
+                run.progress.say(told_pace(figures["seconds"], run.budget))
             state.step += 1
             run.budget.done_steps = state.step
             state.seconds = run.budget.seconds
@@ -324,8 +400,11 @@ def train_step(run: Run) -> dict[str, Any]:
     began = time.monotonic()
     draws = run.hard_cases.draw_batch(config.prompts_per_step)
     records = [run.train_records[draw.record_id] for draw in draws]
-    seen = see_records(run, records)
-    groups = write_groups(run, seen, len(records), seed=config.seed * 1_000_003 + run.state.step)
+    writing = f"writing completions in step {run.state.step + 1}"
+    fewer = f"lower prompts_per_step (now {config.prompts_per_step}) or max_completion_length, or set vision_once=false"
+    with naming_what_to_lower(writing, fewer, run.directory):
+        seen = see_records(run, records)
+        groups = write_groups(run, seen, records, seed=config.seed * 1_000_003 + run.state.step)
     grades = [
         grade_completions(record, [one.text for one in group], config.reward)
         for record, group in zip(records, groups, strict=True)
@@ -339,7 +418,8 @@ def train_step(run: Run) -> dict[str, Any]:
     if live := signal_N.nonzero()[:, 0].tolist():
         advantages_NG = group_advantages(rewards_NG, config.scale_rewards)
         tokens = sum(len(one.token_ids) for group in groups for one in group if _teaches(one, config))
-        learnt = learn(run, seen, live, [groups[n] for n in live], advantages_NG[live], tokens)
+        with naming_what_to_lower(f"learning in step {run.state.step + 1}", _lower(config), run.directory):
+            learnt = learn(run, seen, live, [groups[n] for n in live], advantages_NG[live], tokens)
     flat = [(record, grade) for record, earned in zip(records, grades, strict=True) for grade in earned]
     seconds = time.monotonic() - began
     return {
@@ -372,10 +452,12 @@ def see_records(run: Run, records: list[Record]) -> SeenPrompts:
         return see(run.screener, prompts, images, places, once=config.vision_once and not config.fsdp)
 
 
-def write_groups(run: Run, seen: SeenPrompts, count: int, seed: int, generations: int = 0) -> list[list[Written]]:
-    """A group of sampled completions for each of `count` prompts, of `num_generations` unless another number is given.
+def write_groups(
+    run: Run, seen: SeenPrompts, records: list[Record], seed: int, generations: int = 0
+) -> list[list[Written]]:
+    """A group of sampled completions for each record, of `num_generations` unless another number is given.
 
-    Each process writes its share, and all have all.
+    Each process writes its share, and all have all of them.
     """
     config = run.config
     sampling = Sampling(
@@ -390,9 +472,11 @@ def write_groups(run: Run, seen: SeenPrompts, count: int, seed: int, generations
     run.writer.model.eval()
     seen = replace(seen, screener=run.writer)
     with computing(run.writer, config):
-        written = write_seen_groups(
-            seen, run.ranks.share(range(count)), sampling, generations or config.num_generations
-        )
+        asked = [
+            Asked(place, make_example(records[place], PromptKind.ASK).prompt, run.images.of(records[place]))
+            for place in run.ranks.share(range(len(records)))
+        ]
+        written = run.engine.write(asked, seen, sampling, generations or config.num_generations)
     return run.ranks.interleave(written)
 
 
@@ -422,13 +506,13 @@ def learn(
         # Each process takes the mean over its own tokens, and the mean of these is taken.
         whole["tokens"] = sum(len(one.token_ids) for one in written) * ranks.count
     advantages_NG = advantages_NG.to(run.screener.device)
-    scale = 1
     pieces = list(_pieces(run, seen, [places[n] for n in mine], [groups[n] for n in mine], advantages_NG[mine]))
+    own, scale = len(pieces), 1
     if config.fsdp:
         # Split weights want equally many passes in every process, and average what is to be added up.
         scale = ranks.count
-        filling = list(_pieces(run, seen, places[:1], groups[:1], 0 * advantages_NG[:1], every=True))
-        pieces += filling * (ranks.most(len(pieces)) - len(pieces))
+        filling = list(_pieces(run, seen, places[:1], groups[:1], advantages_NG[:1], every=True))
+        pieces += filling * (ranks.most(own) - own)
     if config.self_check and not run.checked and pieces:
         check_first_batch(run.screener, config, pieces[0].groups)
         run.checked = True
@@ -453,6 +537,7 @@ def learn(
                 piece.advantages_R,
                 mask_RC,
                 reference_logp_RC=piece.reference_logprobs_RC,
+                weight_RC=_engine_weights(run, piece, old_logprobs[number], mask_RC),
             )
             loss = aggregate(
                 losses.loss_RC,
@@ -461,7 +546,9 @@ def learn(
                 max_completion_length=config.max_completion_length,
                 **whole,
             )
-            (loss * scale).backward()
+            (loss * (scale if number < own else 0)).backward()  # type: ignore[no-untyped-call]
+            if number >= own:
+                continue  # a pass that other processes wait for
             totals["loss"] += float(loss.detach())
             totals["clipped"] += float((losses.clipped_RC * mask_RC).sum()) / whole["tokens"]
             if losses.kl_RC is not None:
@@ -473,7 +560,11 @@ def learn(
         figures |= {"grad_norm": clip_and_step(run.optimizer, config.clip)}
         refuse_divergence("gradient", figures["grad_norm"], step, last_good)
     refresh(run.writer, run.screener)
-    return figures | {"logprob_gap": max(ranks.gather(_logprob_gap(written, old_logprobs)))}
+    if config.use_vllm:
+        if ranks.main:
+            run.engine.take_weights(run.screener)
+        ranks.gather(0)  # nobody asks before the server has the new weights
+    return figures | {"logprob_gap": max(ranks.gather(_logprob_gap(written, old_logprobs[:own])))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,6 +575,7 @@ class _Piece:
     groups: PrefixGroups
     advantages_R: Tensor
     reference_logprobs_RC: Tensor | None
+    written: list[Written]
 
 
 def _teaches(one: Written, config: GRPOConfig) -> bool:
@@ -507,7 +599,35 @@ def _pieces(
         branches = [[Branch([], groups[n][j].token_ids) for j in taught[n]] for n in some]
         packed = PrefixGroups(seen.select([places[n] for n in some]), branches)
         advantages_R = torch.cat([advantages_NG[n, taught[n]] for n in some])
-        yield _Piece([places[n] for n in some], packed, advantages_R, _reference_logprobs(run, packed))
+        written = [groups[n][j] for n in some for j in taught[n]]
+        yield _Piece([places[n] for n in some], packed, advantages_R, _reference_logprobs(run, packed), written)
+
+
+def _engine_weights(run: Run, piece: _Piece, old_logprobs_RC: Tensor, mask_RC: Tensor) -> Tensor | None:
+    """What another engine's words weigh in the loss; None for our own, which the model itself has drawn."""
+    config = run.config
+    if not (run.engine.corrected and config.vllm_importance_sampling_correction):
+        return None
+    said_RC = _logprobs_of_writing(piece.written, old_logprobs_RC.shape[1]).to(old_logprobs_RC.device)
+    return rollout_correction(
+        old_logprobs_RC,
+        said_RC,
+        mask_RC,
+        config.vllm_importance_sampling_mode,
+        clip_max=config.vllm_importance_sampling_clip_max,
+        clip_min=config.vllm_importance_sampling_clip_min,
+    )
+
+
+def _logprobs_of_writing(written: list[Written], longest: int) -> Tensor:
+    return torch.tensor([[*one.logprobs, *[0.0] * (longest - len(one.logprobs))] for one in written])
+
+
+def _engine(config: GRPOConfig) -> RolloutEngine:
+    if not config.use_vllm:
+        return OwnEngine()
+    directory = config.vllm_model_dir or config.run_dir / "served"
+    return ServerEngine(config.vllm_server_base_url, directory, config.vllm_server_timeout)
 
 
 @torch.no_grad()
@@ -593,7 +713,7 @@ def check_start(run: Run) -> None:
     grades: list[list[Grade]] = []
     for at in range(0, len(records), config.prompts_per_step):
         some = records[at : at + config.prompts_per_step]
-        groups = write_groups(run, see_records(run, some), len(some), seed=config.seed)
+        groups = write_groups(run, see_records(run, some), some, seed=config.seed)
         for record, group in zip(some, groups, strict=True):
             grades.append(grade_completions(record, [one.text for one in group], config.reward))
     flat = [(grade, record) for record, earned in zip(records, grades, strict=True) for grade in earned]
@@ -645,11 +765,8 @@ def _logprob_gap(written: list[Written], scored: list[Tensor]) -> float:
     """Largest difference between the log-probabilities of writing and of learning: large means one of them is wrong."""
     gap, at = 0.0, 0
     for logprobs_RC in scored:
-        some = [one.logprobs for one in written[at : at + len(logprobs_RC)]]
+        some = written[at : at + len(logprobs_RC)]
         at += len(logprobs_RC)
-        longest = logprobs_RC.shape[1]
-        said_RC = torch.tensor([[*logprobs, *[0.0] * (longest - len(logprobs))] for logprobs in some])
-        # Behind the written ones may come what only fills up a round of split weights.
-        if some:
-            gap = max(gap, float((logprobs_RC[: len(some)].cpu() - said_RC).abs().max()))
+        said_RC = _logprobs_of_writing(some, logprobs_RC.shape[1])
+        gap = max(gap, float((logprobs_RC.cpu() - said_RC).abs().max()))
     return gap

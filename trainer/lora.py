@@ -57,12 +57,12 @@ def adapter_disabled(model: torch.nn.Module) -> Iterator[None]:
     """Inside, the model computes what it did before training."""
     adapted = [module for module in model.modules() if _is_adapted(module)]
     for module in adapted:
-        module.enable_adapters(False)
+        _enable(module, False)
     try:
         yield
     finally:
         for module in adapted:
-            module.enable_adapters(True)
+            _enable(module, True)
 
 
 def save_adapter(model: torch.nn.Module, config: LoraConfig, start: Path, directory: Path) -> None:
@@ -121,6 +121,10 @@ def _peft_config(config: LoraConfig) -> Any:
         target_modules=_PLACE.format("|".join(re.escape(name) for name in config.target_modules)),
         bias="none",
     )
+
+
+def _enable(module: Any, enabled: bool) -> None:
+    module.enable_adapters(enabled)
 
 
 def _is_adapted(module: Any) -> bool:

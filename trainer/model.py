@@ -178,7 +178,7 @@ def new_screener(
             tokenizer = train_tokenizer(texts, config.text_config.vocab_size)
         except ValueError as error:
             raise ModelRefused(f"{directory / 'config.json'}: {error}") from None
-        _follow_tokenizer(config, tokenizer)
+        follow_tokenizer(config, tokenizer)
     place = resolve_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -289,7 +289,8 @@ def _read_tokenizer(directory: Path) -> Any | None:
         raise ModelRefused(f"{directory}: the tokenizer cannot be loaded ({_one_line(error)})") from None
 
 
-def _follow_tokenizer(config: Any, tokenizer: Any) -> None:
+def follow_tokenizer(config: Any, tokenizer: Any) -> None:
+    """Give a new model's config the vocabulary size and special token ids of its tokenizer."""
     config.text_config.vocab_size = len(tokenizer)
     config.text_config.bos_token_id = None
     config.text_config.eos_token_id = tokenizer.eos_token_id

@@ -4,11 +4,11 @@ A prompt's tokens see the prompt up to themselves; a branch's tokens see the who
 branch up to themselves. The function is registered with transformers as ``shared_prefix`` and set on the text config
 alone; without a layout it is the stock sdpa. The layout travels as a keyword argument, since what checkpointed layers
 compute again going backward runs after the forward pass has returned. Source of the merged form: partial attention
-joined by log-sum-exp, as in FlashAttention (arXiv 2307.08691) and ring attention (arXiv 2310.01889); its use here is ours.
+joined by log-sum-exp, as in FlashAttention (arXiv 2307.08691) and ring attention (arXiv 2310.01889); used so by us.
 Not here: what stands in the row (shared_prefix.py), decoding (rollout.py).
 
-Shapes: T tokens of the row, H query heads, K key heads, R = H/K, D head size; per group P prompt tokens, S tokens of its
-branches; N branches of all groups, C tokens of the longest branch, M branch tokens of all groups.
+Shapes: T tokens of the row, H query heads, K key heads, R = H/K, D head size; per group P prompt tokens, S tokens of
+its branches; N branches of all groups, C tokens of the longest branch, M branch tokens of all groups.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _joined(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: fl
         longest = max(group.branches)
 
         def branches(tensor: Tensor, group: Group = group, middle: int = middle, longest: int = longest) -> Tensor:
-            parts = tensor[0, :, middle : group.end].split(list(group.branches), 1)
+            parts = torch.split(tensor[0, :, middle : group.end], list(group.branches), 1)
             return torch.stack([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
 
         count = len(group.branches)
@@ -218,7 +218,7 @@ class _Merged(torch.autograd.Function):
         return out_THD
 
     @staticmethod
-    def backward(ctx: Any, gradient_THD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_THD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, out_THD, sums_HT = ctx.saved_tensors
         layout: Layout = ctx.layout
         scale: float = ctx.scale
@@ -288,7 +288,8 @@ def _repeat(tensor: Tensor, repeats: int) -> Tensor:
 
 def _sum_repeats(tensor: Tensor, repeats: int) -> Tensor:
     """(., H, L, D) gradients of repeated heads to (., K, L, D)."""
-    return tensor if repeats == 1 else tensor.unflatten(1, (-1, repeats)).sum(2)
+    batch, heads, tokens, size = tensor.shape
+    return tensor if repeats == 1 else tensor.reshape(batch, heads // repeats, repeats, tokens, size).sum(2)
 
 
 def _fold(tensor: Tensor, repeats: int) -> Tensor:

@@ -9,7 +9,10 @@ import signal
 import sys
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.optimization import Budget
 
 _SECONDS_BETWEEN_LINES = 10.0  # where stderr is not a terminal, so that a log stays readable
 
@@ -39,6 +42,13 @@ class Progress:
         """A line that stays; nothing of nothing."""
         if self._shown and text:
             print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr)
+
+
+def told_pace(seconds: float, budget: Budget) -> str:
+    """One line after a first step: how long it took, and what that makes of the run."""
+    if budget.minutes:
+        return f"a step takes {seconds:.2g} s: about {60 * budget.minutes * (1 - budget.fraction) / seconds:.0f} steps"
+    return f"a step takes {seconds:.2g} s: about {clock(seconds * (budget.steps - budget.done_steps))} for the run"
 
 
 def clock(seconds: float) -> str:

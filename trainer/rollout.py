@@ -37,6 +37,7 @@ __all__ = [
     "Written",
     "choose_threads",
     "generate",
+    "reseeded",
     "write_completions",
     "write_seen_groups",
 ]
@@ -118,7 +119,7 @@ def generate(
         screener, [prompts[first] for first in firsts], [images[first] for first in firsts], head_only=True
     )
     wanted = [
-        [Wanted(question_ids(screener, prompts[at]), _reseeded(sampling, places[at])) for at in together]
+        [Wanted(question_ids(screener, prompts[at]), reseeded(sampling, places[at])) for at in together]
         for together in rows
     ]
     written = write_completions(screener, heads, wanted)
@@ -133,7 +134,7 @@ def write_seen_groups(
     if not places:
         return []
     wanted = [
-        [Wanted([], _reseeded(sampling, place * num_generations + j)) for j in range(num_generations)]
+        [Wanted([], reseeded(sampling, place * num_generations + j)) for j in range(num_generations)]
         for place in places
     ]
     with seen.shown(places, graph=False):
@@ -321,7 +322,8 @@ def _tell_likelihoods(logits_AV: Tensor, branches: Sequence[Growing]) -> None:
         branches[place].likelihoods.append(Likelihood(logprob, tuple(told)))
 
 
-def _reseeded(sampling: Sampling, place: int) -> Sampling:
+def reseeded(sampling: Sampling, place: int) -> Sampling:
+    """The same settings with the seed of one of many completions."""
     if sampling.temperature == 0:
         return sampling
     # A multiplier far above any number of completions: seeds of neighbouring calls do not meet.

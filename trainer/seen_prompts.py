@@ -31,6 +31,12 @@ class SeenPrompts:
     """Which of a step's prompts these are: several processes share them."""
     features: list[Any] | None
 
+    def token_ids(self, place: int) -> list[int]:
+        """One prompt's tokens."""
+        row = self.places.index(place)
+        ids: list[int] = self.batch.input_ids[row, : int(self.batch.lengths[row])].tolist()
+        return ids
+
     def select(self, places: Sequence[int]) -> PromptBatch:
         """Some of the prompts as a batch of their own."""
         if tuple(places) == self.places:

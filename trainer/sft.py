@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -37,6 +38,7 @@ from trainer.data import (
 )
 from trainer.distributed import ALONE, Ranks, joined_ranks
 from trainer.images import ImageStore, ImageTensor
+from trainer.memory import announce, estimate, load_of, naming_what_to_lower
 from trainer.model import Screener, has_weights, load_screener, new_screener
 from trainer.optimization import (
     Budget,
@@ -48,7 +50,7 @@ from trainer.optimization import (
     training_screener_dtype,
 )
 from trainer.preparation import check_first_batch, prepare, split, start_directory
-from trainer.progress import Progress, StopBetweenSteps
+from trainer.progress import Progress, StopBetweenSteps, told_pace
 from trainer.rewards import sample_row
 from trainer.rollout import Sampling, generate
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
@@ -127,6 +129,8 @@ class Run:
     state: TrainerState
     progress: Progress = field(default_factory=lambda: Progress("sft"))
     ranks: Ranks = ALONE
+    told_pace: bool = False
+    """Whether this sitting has said what a step needs and how long it takes."""
     checked: bool = False
     """Whether the first batch was compared with repeated prompts."""
 
@@ -205,7 +209,15 @@ def train(run: Run) -> None:
     with StopBetweenSteps() as stop:
         while not run.ranks.any(budget.over or stop.requested):
             rate = set_learning_rate(run.optimizer, run.ranks.first(budget.fraction), config)
-            figures = train_step(run, next_batch(run))
+            batch = next_batch(run)
+            if not run.told_pace:
+                announce_memory(run, batch)
+            began = time.monotonic()
+            with naming_what_to_lower(f"learning in step {state.step + 1}", _lower(config), run.directory):
+                figures = train_step(run, batch)
+            if not run.told_pace:
+                run.told_pace = True
+                run.progress.say(told_pace(time.monotonic() - began, budget))
             state.step = budget.done_steps = state.step + 1
             state.seconds = budget.seconds
             run.directory.log(state.step, {**figures, "learning_rate": rate, "seconds": round(state.seconds, 3)})
@@ -220,6 +232,27 @@ def train(run: Run) -> None:
         run.progress.say(run.directory.finish())
         run.progress.say(f"sft: stopped after step {state.step}; go on from {where} with --set resume=true")
         raise KeyboardInterrupt
+
+
+def announce_memory(run: Run, batch: Sequence[Shown]) -> None:
+    """Say what a step will need, from the shapes of the first batch."""
+    piece = batch[: -(-len(batch) // run.config.accumulate)]
+    groups = _groups(run.screener, piece, [_branches(run.screener, shown) for shown in piece])
+    branches = [branch for of_sample in groups.branches for branch in of_sample]
+    said = sum(len(branch.completion) for branch in branches)
+    load = load_of(run.screener, groups.prompts, said + sum(len(branch.question) for branch in branches), said)
+    found = estimate(run.screener, run.config, load, processes=run.ranks.count)
+    for line in announce(run.screener, found, _lower(run.config)):
+        run.progress.say(f"sft: {line}")
+
+
+def _lower(config: SFTConfig) -> str:
+    """What to set where a step does not fit."""
+    if config.accumulate < config.batch_samples:
+        return f"raise accumulate (now {config.accumulate}, up to batch_samples)"
+    if not config.gradient_checkpointing:
+        return "set gradient_checkpointing=true"
+    return "lower image_max_side, or train an adapter (lora.r=16)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +316,7 @@ def evaluate(run: Run) -> dict[str, float]:
     if not run.validation_samples:
         return {}
     run.screener.model.eval()
-    loss, tokens, written, records = 0.0, 0, 0, 0
+    loss = tokens = written = records = 0.0
     mine, size = run.ranks.share(run.validation_samples), run.config.batch_samples
     rounds = run.ranks.most(-(-len(mine) // size)) if run.config.fsdp else -(-len(mine) // size)
     for number in range(rounds):

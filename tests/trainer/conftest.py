@@ -132,6 +132,25 @@ def screener(tmp_path: Path) -> Screener:
     return make_screener(tmp_path / "model")
 
 
+def teach_the_form(screener: Screener, export: Path, dimensions: tuple[Dimension, ...]) -> None:
+    """Let it write readable answers, any of the sixteen alike: it then knows the form and nothing else."""
+    records = read_split(export, Split.TRAIN, dimensions, Polarity.ACCEPTABLE)[:4]
+    images = ImageStore(screener, export)
+    batch = encode_prompts(
+        screener,
+        [make_example(record, PromptKind.ASK).prompt for record in records],
+        [images.of(record) for record in records],
+    )
+    said = [Branch([], completion_ids(screener, format_completion("", answer))) for answer in all_answers(4)]
+    optimizer = torch.optim.AdamW(screener.model.parameters(), lr=4e-3)
+    for _ in range(60):
+        scored = completion_logprobs(screener, PrefixGroups(batch, [said] * len(records)))
+        (-scored.logprobs.sum() / scored.mask.sum()).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(screener.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def random_images(count: int, seed: int = 0, height: int = SIDE, width: int = SIDE) -> list[torch.Tensor]:
     """Prepared images of noise."""
     generator = torch.Generator().manual_seed(seed)
@@ -220,20 +239,6 @@ def start(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Path:
     if directory.exists():
         return directory
     screener = make_screener(tmp_path_factory.mktemp("new"))
-    records = read_split(export, Split.TRAIN, SHADOW, Polarity.ACCEPTABLE)[:4]
-    images = ImageStore(screener, export)
-    batch = encode_prompts(
-        screener,
-        [make_example(record, PromptKind.ASK).prompt for record in records],
-        [images.of(record) for record in records],
-    )
-    said = [Branch([], completion_ids(screener, format_completion("", answer))) for answer in all_answers(4)]
-    optimizer = torch.optim.AdamW(screener.model.parameters(), lr=4e-3)
-    for _ in range(60):
-        scored = completion_logprobs(screener, PrefixGroups(batch, [said] * len(records)))
-        (-scored.logprobs.sum() / scored.mask.sum()).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(screener.model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    teach_the_form(screener, export, SHADOW)
     save_screener(screener, directory)
     return directory

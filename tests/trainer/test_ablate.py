@@ -15,7 +15,7 @@ from trainer.config import Refused
 from trainer.contract.dimensions import DIMENSIONS, Polarity, Split
 from trainer.contract.records import Record
 from trainer.data import read_split
-from trainer.evaluate import Prediction, predict
+from trainer.predictions import Prediction, predict
 
 SFT = """
 steps = 2

@@ -29,7 +29,7 @@ from trainer.objective import (
 )
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
-trl = pytest.importorskip("trl", reason="trl is not installed: pip install -e '.[peer]'")
+pytestmark = pytest.mark.needs_trl
 
 LENGTHS = (9, 4, 1, 7)
 LONGEST, ROOM, TEMPERATURE = max(LENGTHS), 16, 0.9

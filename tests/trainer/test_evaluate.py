@@ -29,6 +29,7 @@ from trainer.evaluate import (
     read_predictions,
 )
 from trainer.model import save_screener
+from trainer.predictions import Answered
 
 
 def config(export: Path, tmp_path: Path, **fields: Any) -> EvaluateConfig:
@@ -47,8 +48,8 @@ def test_a_model_directory_is_evaluated_from_start_to_end(
     make_export: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export = make_export(samples=8)
-    save_screener(make_screener(tmp_path / "new"), tmp_path / "model")
-    evaluate.main(config(export, tmp_path, model_dir=tmp_path / "model"))
+    save_screener(make_screener(tmp_path / "new"), tmp_path / "first" / "model")
+    evaluate.main(config(export, tmp_path, model_dir=tmp_path / "first"))
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     predictions = read_predictions(tmp_path / "evaluation" / "predictions.jsonl")
@@ -59,6 +60,7 @@ def test_a_model_directory_is_evaluated_from_start_to_end(
     assert report["images_trained_on"]["count"] == 0
     assert "readable 0.0% (refused: " in printed
     assert len(printed.splitlines()) == 9
+    assert (tmp_path / "evaluation" / "evaluation.md").read_text().startswith("# first\n")
 
 
 class Oracle:
@@ -68,9 +70,9 @@ class Oracle:
         records = list(read_records(export))
         self.answers = {record.original.sha256: record.answer for record in records[wrong:]}
 
-    def __call__(self, config: EndpointConfig, prompt: object, images: list[Path], **_: object) -> str:
+    def __call__(self, config: EndpointConfig, prompt: object, images: list[Path], **_: object) -> Answered:
         answer = self.answers.get(images[0].stem)
-        return "I would rather not say" if answer is None else format_completion("seen", answer)
+        return Answered(text="I would rather not say" if answer is None else format_completion("seen", answer))
 
 
 def test_an_endpoint_is_evaluated_by_the_same_grades(
@@ -96,7 +98,9 @@ def test_images_that_were_trained_on_are_reported_or_refused(
     }
     report = evaluate.evaluate(config(export, tmp_path, **fields))
     assert report["images_trained_on"]["count"] == 15
+    assert report["images_trained_on"]["records"] == 12
     assert "15 images of this split were trained on" in evaluate.table(report)
+    assert "15 images, in 12 records, were trained on" in (tmp_path / "evaluation" / "evaluation.md").read_text()
     with pytest.raises(Contaminated, match="15 images"):
         evaluate.evaluate(config(export, tmp_path, contamination="refuse", **fields))
 

@@ -108,7 +108,7 @@ def gradient(run: Run, **fields: Any) -> tuple[torch.Tensor, dict[str, Any]]:
     run.config = replace(run.config, **fields)
     records = list(run.train_records.values())[:4]
     seen = grpo.see_records(run, records)
-    groups = grpo.write_groups(run, seen, len(records), seed=1)
+    groups = grpo.write_groups(run, seen, records, seed=1)
     advantages_NG = torch.linspace(-1, 1, 32).reshape(4, 8)
     set_learning_rate(run.optimizer, 0.5, run.config)
     before = [parameter.detach().clone() for parameter in run.screener.model.parameters()]

@@ -179,7 +179,9 @@ def test_a_stream_keeps_back_what_may_be_a_stop_sequence(client: openai.OpenAI) 
 def test_text_piece_by_piece_is_the_text_of_the_whole(screener: Screener, stop: list[str]) -> None:
     text = "x xy xyabc é 漢字 🙂é!漢 a abx <answer>A,B</answer>"
     token_ids = screener.tokenizer.encode(text, add_special_tokens=False)
-    said, pieces, taken = SaidText(screener, stop), [], []
+    said = SaidText(screener, stop)
+    pieces: list[str] = []
+    taken: list[int] = []
     for upto in range(1, len(token_ids) + 1):
         said.add(token_ids[:upto], last=upto == len(token_ids))
         piece, places = said.take(last=upto == len(token_ids) or said.stopped)

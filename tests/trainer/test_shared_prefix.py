@@ -142,7 +142,7 @@ def test_nothing_of_the_row_squared_is_kept(screener: Screener) -> None:
     for function, given in ((completion_logprobs, ()), (repeated_prompt_logprobs, ([pixel_inputs(screener, images)],))):
         counted.clear()
         with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
-            out = function(screener, groups, *given)  # type: ignore[operator]
+            out = function(screener, groups, *given)
             found.append(sum(counted.values()))
             del out
     assert found[0] < found[1] / 3
@@ -153,17 +153,17 @@ def test_the_first_batch_is_checked(screener: Screener, monkeypatch: pytest.Monk
     assert self_check(screener, groups).worst < 1e-5
     backward = prefix_attention._flash_backward
     monkeypatch.setattr(prefix_attention, "_flash_backward", lambda *a, **k: [2 * g for g in backward(*a, **k)])
-    with pytest.raises(SelfCheckFailed, match="gradients.*prefix_attention=mask") as refused:
+    with pytest.raises(SelfCheckFailed, match=r"gradients.*prefix_attention=mask") as refused:
         self_check(screener, groups)
     assert "\n" not in str(refused.value)
     monkeypatch.undo()
-    shapes = shared_prefix.lay_out
+    shapes = prefix_attention.lay_out
 
     def a_token_early(given: list[tuple[int, list[int]]], *rest: Any) -> object:
         return shapes([(prompt - 1, [first + 1, *others]) for prompt, (first, *others) in given], *rest)
 
     monkeypatch.setattr(shared_prefix, "lay_out", a_token_early)
-    with pytest.raises(SelfCheckFailed, match="log-probabilities.*prefix_attention=mask"):
+    with pytest.raises(SelfCheckFailed, match=r"log-probabilities.*prefix_attention=mask"):
         self_check(screener, groups)
     assert self_check(replace(screener, prefix_attention="mask"), groups).worst < 1e-5
 

@@ -66,9 +66,13 @@ class RewardWeights:
     """How a reward is put together. The default, 0.9 × balanced + 0.1 × parsable, is ours."""
 
     variant: ScoreVariant = ScoreVariant.BALANCED
+    """How a partly right answer counts."""
     dpa: float = 0.9
+    """Weight of that score."""
     parsable: float = 0.1
+    """Weight of an answer that can be read, right or wrong."""
     exact: float = 0.0
+    """Weight of the answer that stands, to the letter."""
 
     def __post_init__(self) -> None:
         if min(self.dpa, self.parsable, self.exact) < 0 or self.dpa + self.parsable + self.exact <= 0:
