@@ -257,8 +257,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         return _convert(value, inner, name)
     elif origin is tuple:
         items = value.parsed() if isinstance(value, _Typed) else value
-        if isinstance(value, _Typed) and isinstance(items, str):
-            items = [item.strip() for item in items.split(",")]
+        if isinstance(value, _Typed) and not isinstance(items, list):
+            items = [_Typed(item.strip()) for item in value.text.split(",")]
         if isinstance(items, list):
             return tuple(_convert(item, options[0], name) for item in items)
     else:
