@@ -1,4 +1,4 @@
-"""``python -m trainer sft|grpo|evaluate|serve [RUN ...] --config FILE [--set key=value ...]``.
+"""``python -m trainer sft|grpo|evaluate|ablate|report|serve [RUN ...] --config FILE [--set key=value ...]``.
 
 `evaluate` and `serve` take the models they are about as arguments, too; ``COMMAND --help`` lists every setting, and
 ``sft|grpo --dry-run`` says what a run would do. Each command is a module with a settings dataclass and
@@ -9,6 +9,7 @@ usage exits with 2, a stop by Ctrl-C or SIGTERM with 130.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import os
@@ -23,8 +24,12 @@ COMMANDS = {
     "sft": ("SFTConfig", "teach a model to reason and answer from records"),
     "grpo": ("GRPOConfig", "improve a model by reward on its own answers, hard cases more often"),
     "evaluate": ("EvaluateConfig", "score a model or an endpoint on records"),
+    "ablate": ("AblateConfig", "what each stage of training is worth, over several seeds"),
+    "report": ("ReportConfig", "plots and one page about a run"),
     "serve": ("ServeConfig", "answer over the OpenAI protocol"),
 }
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 POSITIONAL = {"evaluate": ("[NAME=]RUN", True), "serve": ("RUN", False)}
@@ -98,6 +103,11 @@ def main(arguments: list[str] | None = None) -> int:
             module.main(config)
     except (Refused, ExportRefused, RecordRefused) as error:
         _say(f"trainer: {error}")
+        return 1
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _say(f"trainer: {error.filename or 'writing'}: {error.strerror}")
         return 1
     except KeyboardInterrupt:
         _say("trainer: stopped")

@@ -1,32 +1,49 @@
 """The run directory: what a run was told, what it ran on, its metrics, its checkpoints and the model it made.
 
-Layout: ``config.json`` (resolved settings), ``environment.json`` (versions, platform, seed, the export's version id),
-``metrics.jsonl``, ``checkpoints/step-00000100/`` (a model directory, ``optimizer.pt``, ``state.json``), and ``model/``,
-the final plain Hugging Face directory. Checkpoints and model appear whole or not at all.
-Not here: what is trained (sft.py, grpo.py), how a model is written (model.py).
+Layout: ``config.json`` (resolved settings), ``environment.json`` (versions, machine, git, seed, the export's version
+id), ``metrics.jsonl`` and ``tensorboard/``, ``samples.jsonl`` (completions of each evaluation), GRPO's
+``hard_cases.jsonl``, ``difficulty.jsonl`` and ``review.jsonl``, ``checkpoints/step-00000100/`` (a model directory,
+``optimizer.safetensors``, ``state.json``), ``plots/`` and ``report.html``, and ``model/``, the final plain Hugging Face
+directory. Checkpoints and model appear whole or not at all.
+Not here: what is trained (sft.py, grpo.py), how a model is written (model.py), what is plotted (report.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import pickle
+import os
 import platform
 import random
 import shutil
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from trainer.config import ConfigRefused, TrainingConfig, settings_json
+from trainer.config import ConfigRefused, Refused, TrainingConfig, settings_json
 from trainer.distributed import ALONE, Ranks, is_split, optimizer_state, split_like, whole_weights
 from trainer.lora import ADAPTER, save_adapter
 from trainer.model import Screener, save_screener
+from trainer.report import write_report
+from trainer.tracking import Writes, flat_numbers, open_trackers
 
 CHECKPOINTS, MODEL, METRICS = "checkpoints", "model", "metrics.jsonl"
+SAMPLES, HARD_CASES, DIFFICULTY, REVIEW = "samples.jsonl", "hard_cases.jsonl", "difficulty.jsonl", "review.jsonl"
+STEP_LOGS = (METRICS, SAMPLES, HARD_CASES)
+"""Files that grow by rows naming their step."""
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+
+
+class NotSaved(Refused):
+    """A checkpoint or model could not be written; what stood before still does."""
 
 
 @dataclass(kw_only=True)
@@ -48,6 +65,7 @@ class RunDirectory:
         self.path = config.run_dir
         self._config, self._ranks = config, ranks
         self._keep = config.keep_checkpoints
+        self._trackers: list[Writes] = []
         if not ranks.main:
             return
         if (self.path / "config.json").exists() and not config.resume:
@@ -68,19 +86,46 @@ class RunDirectory:
         before = json.loads(told.read_text(encoding="utf-8"))["export_version"] if told.exists() else export_version
         if before != export_version:
             raise ConfigRefused(f"export_dir: {self.path} began with version {before}, this is {export_version}")
-        _write_json(self.path / "config.json", {"command": command, **settings_json(config)})
-        _write_json(self.path / "environment.json", environment(config.seed, export_version))
-        metrics = self.path / METRICS
-        if metrics.exists():
-            kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= state.step]
-            metrics.write_text("".join(line + "\n" for line in kept))
+        settings = settings_json(config)
+        _write_json(self.path / "config.json", {"command": command, **settings})
+        sittings = json.loads(told.read_text(encoding="utf-8")).get("sittings", []) if told.exists() else []
+        sitting = {"from_step": state.step, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        about = {**environment(config.seed, export_version), "sittings": [*sittings, sitting]}
+        _write_json(told, about)
+        kept_to = state.step if self.latest_checkpoint() else -1
+        for name in STEP_LOGS:
+            _cut_log(self.path / name, kept_to)
+        self._trackers = open_trackers(config.tracking, self.path, {"command": command, **settings}, state.step)
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl."""
+        """One line of metrics.jsonl, and the same to whoever else is told (`tracking`)."""
+        self.log_rows(METRICS, step, [figures])
+        numbers = dict(flat_numbers(figures))
+        for tracker in self._trackers:
+            tracker.write(step, numbers)
+
+    def log_rows(self, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rows of one of the STEP_LOGS, each with its step."""
         if not self._ranks.main:
             return
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
+        lines = "".join(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(lines)
+
+    def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """A whole file of rows as they are by now, whole or not at all."""
+        if not self._ranks.main:
+            return
+        partial = self.path / f"{name}.partial"
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        partial.replace(self.path / name)
+
+    def finish(self) -> str:
+        """The run ends or is stopped: trackers hear of it, and a report is written if wanted; a line says where."""
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = []
+        return write_report(self.path) if self._config.report and self._ranks.main else ""
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint of the highest step, or None."""
@@ -90,41 +135,57 @@ class RunDirectory:
     def save_checkpoint(self, screener: Screener, optimizer: torch.optim.Optimizer, state: TrainerState) -> Path:
         """Everything needed to go on as if nothing had happened; older checkpoints beyond the kept ones go.
 
-        Every process calls it. Of a model with an adapter, the adapter is kept.
+        Every process calls it. Of a model with an adapter, the adapter is kept. NotSaved when it cannot be written, for
+        want of space say: earlier checkpoints are as they were.
         """
         target = self.path / CHECKPOINTS / f"step-{state.step:08d}"
         told_optimizer = optimizer_state(optimizer)
         weights = whole_weights(screener.model) if is_split(screener.model) else None
         if not self._ranks.main:
             return target
-        partial = _fresh(target.with_name(target.name + ".partial"))
-        if self._config.lora.r:
-            save_adapter(screener.model, self._config.lora, self._config.model_dir, partial / ADAPTER)
-        else:
-            save_screener(screener, partial / MODEL, weights=weights)
-        torch.save({"optimizer": told_optimizer, "torch_rng": _torch_rng()}, partial / "optimizer.pt")
-        generator = random.getstate()
-        told = {"step": state.step, "seconds": state.seconds, "extra": state.extra, "random": generator}
-        _write_json(partial / "state.json", told)
-        _replace(partial, target)
+        with self._whole_or_nothing(target) as partial:
+            if self._config.lora.r:
+                save_adapter(screener.model, self._config.lora, self._config.model_dir, partial / ADAPTER)
+            else:
+                save_screener(screener, partial / MODEL, weights=weights)
+            save_file(_named_tensors(told_optimizer) | _torch_rng(), partial / OPTIMIZER)
+            told = {"step": state.step, "seconds": state.seconds, "extra": state.extra, "random": random.getstate()}
+            _write_json(partial / STATE, {**told, "optimizer_groups": told_optimizer["param_groups"]})
         complete = sorted(path for path in target.parent.glob("step-*") if not path.name.endswith(".partial"))
         for old in complete[: -self._keep]:
             shutil.rmtree(old)
         return target
 
     def save_model(self, screener: Screener, stored_dtype: str) -> Path:
-        """The final model as a plain directory, an adapter merged into it and beside it. Every process calls it."""
+        """The final model as a plain directory, an adapter merged into it and beside it. Every process calls it.
+
+        NotSaved when it cannot be written.
+        """
         weights = whole_weights(screener.model) if is_split(screener.model) else None
         if not self._ranks.main:
             return self.path / MODEL
         if self._config.lora.r:
-            adapter = _fresh(self.path / f"{ADAPTER}.partial")
-            save_adapter(screener.model, self._config.lora, self._config.model_dir, adapter)
-            _replace(adapter, self.path / ADAPTER)
-        partial = _fresh(self.path / f"{MODEL}.partial")
-        save_screener(screener, partial, None if stored_dtype == "same" else getattr(torch, stored_dtype), weights)
-        _replace(partial, self.path / MODEL)
+            with self._whole_or_nothing(self.path / ADAPTER) as partial:
+                save_adapter(screener.model, self._config.lora, self._config.model_dir, partial)
+        with self._whole_or_nothing(self.path / MODEL) as partial:
+            save_screener(screener, partial, None if stored_dtype == "same" else getattr(torch, stored_dtype), weights)
         return self.path / MODEL
+
+    @contextlib.contextmanager
+    def _whole_or_nothing(self, target: Path) -> Iterator[Path]:
+        """A directory to fill, which becomes `target` when all of it is on the disk."""
+        partial = target.with_name(target.name + ".partial")
+        try:
+            _fresh(partial)
+            yield partial
+            _flush(partial)
+            _replace(partial, target)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            why = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
+            last = self.latest_checkpoint()
+            stands = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+            raise NotSaved(f"{target}: could not be written ({why}); {stands}") from None
 
 
 def restore(checkpoint: Path, optimizer: torch.optim.Optimizer, device: torch.device) -> TrainerState:
@@ -133,17 +194,19 @@ def restore(checkpoint: Path, optimizer: torch.optim.Optimizer, device: torch.de
     ConfigRefused when the checkpoint is damaged or belongs to another model or optimizer.
     """
     try:
-        kept = torch.load(checkpoint / "optimizer.pt", map_location=device, weights_only=True)
-        told = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        optimizer.load_state_dict(split_like(optimizer, kept["optimizer"]))
+        kept = load_file(checkpoint / OPTIMIZER)
+        told = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        whole = {"state": _by_parameter(kept), "param_groups": _groups(told["optimizer_groups"])}
+        optimizer.load_state_dict(split_like(optimizer, whole))
         kind, numbers, gauss = told["random"]
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        cpu_rng = kept["torch_rng.cpu"]
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigRefused(f"{checkpoint}: cannot be resumed from ({why})") from None
     random.setstate((kind, tuple(numbers), gauss))
-    torch.set_rng_state(kept["torch_rng"]["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in kept["torch_rng"]:
-        torch.cuda.set_rng_state(kept["torch_rng"]["cuda"].cpu(), device)
+    torch.set_rng_state(cpu_rng)
+    if device.type == "cuda" and "torch_rng.cuda" in kept:
+        torch.cuda.set_rng_state(kept["torch_rng.cuda"], device)
     return TrainerState(step=told["step"], seconds=told["seconds"], extra=told["extra"])
 
 
@@ -174,21 +237,78 @@ def run_settings(path: Path) -> dict[str, Any]:
 
 def environment(seed: int, export_version: str) -> dict[str, Any]:
     """What the run's numbers depend on beside its settings."""
-    packages = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+    packages = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in packages},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "git": _git_state(),
         "seed": seed,
         "export_version": export_version,
     }
 
 
+def _git_state() -> dict[str, Any] | None:
+    """The commit this code is at and whether files differ from it; None outside of a repository."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _named_tensors(told: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of an optimizer's state, named by parameter number and purpose."""
+    return {
+        f"state.{number}.{name}": value.detach().cpu().contiguous()
+        for number, kept in told["state"].items()
+        for name, value in kept.items()
+    }
+
+
+def _by_parameter(tensors: Mapping[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    """The reverse of `_named_tensors`."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("state."):
+            _, number, name = key.split(".", 2)
+            state.setdefault(int(number), {})[name] = value
+    return state
+
+
+def _groups(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An optimizer's groups, in which JSON has made lists of pairs."""
+    return [{**group, "betas": tuple(group["betas"])} for group in told]
+
+
 def _torch_rng() -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    return {**states, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
+    states = {"torch_rng.cpu": torch.get_rng_state()}
+    return {**states, "torch_rng.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop rows of later steps, which will come again, and a last row that a kill cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            continue
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    partial.replace(path)
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -201,6 +321,14 @@ def _fresh(directory: Path) -> Path:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     return directory
+
+
+def _flush(directory: Path) -> None:
+    """Every byte to the disk, so that a name never stands for less than it says, even after a power cut."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _replace(partial: Path, target: Path) -> None:

@@ -27,6 +27,14 @@ class ConfigRefused(Refused):
     """A setting that is unknown, missing, of another type, or out of range."""
 
 
+class Tracker(StrEnum):
+    """Who is told every figure of a training run (tracking.py)."""
+
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+    TRACKIO = "trackio"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What every command that reads an export and a model has in common."""
@@ -128,6 +136,12 @@ class TrainingConfig(RunConfig):
     """Go on from the last checkpoint in `run_dir`, or begin where there is none."""
     stored_dtype: Literal["same", "bfloat16", "float16"] = "same"
     """What the final model's weights are stored in."""
+    sample_completions: int = 12
+    """Completions of each evaluation that are kept to be read; 0 keeps none."""
+    tracking: tuple[Tracker, ...] = (Tracker.TENSORBOARD,)
+    """Who is told every figure besides metrics.jsonl; wandb and trackio where they are installed."""
+    report: bool = True
+    """Draw plots and write report.html when the run ends or is stopped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,6 +159,7 @@ class TrainingConfig(RunConfig):
         require(self.weight_decay >= 0, f"weight_decay: expected 0 or more, got {self.weight_decay:g}")
         require(self.clip > 0, f"clip: expected more than 0, got {self.clip:g}")
         require(self.checkpoint_every >= 0, f"checkpoint_every: expected 0 or more, got {self.checkpoint_every}")
+        require(self.sample_completions >= 0, f"sample_completions: expected 0 or more, got {self.sample_completions}")
         require(self.keep_checkpoints >= 1, f"keep_checkpoints: expected 1 or more, got {self.keep_checkpoints}")
 
 
@@ -242,8 +257,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         return _convert(value, inner, name)
     elif origin is tuple:
         items = value.parsed() if isinstance(value, _Typed) else value
-        if isinstance(value, _Typed) and isinstance(items, str):
-            items = [item.strip() for item in items.split(",")]
+        if isinstance(value, _Typed) and not isinstance(items, list):
+            items = [_Typed(item.strip()) for item in value.text.split(",")]
         if isinstance(items, list):
             return tuple(_convert(item, options[0], name) for item in items)
     else:

@@ -19,7 +19,7 @@ import torch
 from trainer.contract import prompts
 from trainer.contract.answers import format_completion
 from trainer.contract.dimensions import Dimension, Polarity, Split
-from trainer.contract.exports import ExportRefused, read_records
+from trainer.contract.exports import MANIFEST, ExportRefused, Manifest, file_sha256, read_manifest, read_records
 from trainer.contract.prompts import Prompt, PromptKind
 from trainer.contract.records import Record, same_polarity
 from trainer.images import ImageTensor, image_grid, pixel_inputs
@@ -35,6 +35,33 @@ class Example:
     record: Record
     prompt: Prompt
     target: str
+
+
+def open_export(export_dir: Path) -> Manifest:
+    """The manifest of an export that can be trained on. ExportRefused names what is unknown, gone or changed.
+
+    Looked at before anything is computed: the version of the ask prompt, since it says how answers are written; the
+    bytes of the record files; that every image is there at its size. The bytes of an image are hashed when it is read
+    (images.py).
+    """
+    manifest = read_manifest(export_dir)
+    known, found = prompts.PROMPT_VERSIONS[PromptKind.ASK], manifest.prompt_versions.get(PromptKind.ASK)
+    if found != known:
+        raise ExportRefused(
+            f"{export_dir / MANIFEST}: its answers are written as prompt {found} asks, this trainer knows {known}"
+        )
+    for name, entry in manifest.files.items():
+        path = export_dir / name
+        is_records = name.startswith("records-")
+        if not is_records and not name.startswith("images/"):
+            continue
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise ExportRefused(f"{path}: {error.strerror}") from None
+        if size != entry["bytes"] or (is_records and file_sha256(path) != entry["sha256"]):
+            raise ExportRefused(f"{path} was changed: its bytes are not those of the manifest")
+    return manifest
 
 
 def read_split(

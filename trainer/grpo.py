@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -19,16 +18,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import RunDirectory, TrainerState, restore
+from trainer.checkpoint import DIFFICULTY, HARD_CASES, REVIEW, SAMPLES, RunDirectory, TrainerState, restore
 from trainer.config import Refused, TrainingConfig, require
 from trainer.contract.dimensions import Split
-from trainer.contract.exports import ExportRefused, read_manifest
+from trainer.contract.exports import ExportRefused
 from trainer.contract.prompts import PromptKind
 from trainer.contract.records import Record
 from trainer.contract.scores import Grade, RewardWeights, ScoreVariant, chance_levels
-from trainer.data import encode_prompts, make_example, read_split
+from trainer.data import encode_prompts, make_example, open_export, read_split
 from trainer.distributed import ALONE, Ranks, joined_ranks
-from trainer.hard_cases import HardCaseConfig, HardCaseMode, HardCases
+from trainer.hard_cases import HardCaseConfig, HardCaseMode, HardCases, ReviewReason
 from trainer.images import ImageStore
 from trainer.lora import adapter_disabled
 from trainer.memory import announce, estimate, load_of, naming_what_to_lower
@@ -50,18 +49,17 @@ from trainer.optimization import (
     clip_and_step,
     computing,
     make_optimizer,
+    refuse_divergence,
     set_learning_rate,
     training_screener_dtype,
 )
 from trainer.preparation import check_first_batch, prepare, refresh, split, start_directory
 from trainer.progress import Progress, StopBetweenSteps, told_pace
-from trainer.rewards import grade_completions, mean_figures
+from trainer.rewards import exact_by_dimension, grade_completions, mean_figures, sample_row
 from trainer.rollout import Sampling, Written, generate
 from trainer.rollout_engines import Asked, OwnEngine, RolloutEngine, ServerEngine
 from trainer.seen_prompts import SeenPrompts, see
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
-
-SUSPECTS = "suspects.jsonl"
 
 
 class StartRefused(Refused):
@@ -232,8 +230,10 @@ def main(config: GRPOConfig) -> None:
     """Train, and leave the model in ``run_dir/model``. A stop saves a checkpoint and raises KeyboardInterrupt."""
     with joined_ranks(config) as ranks:
         run = build(config, ranks)
+        mining_pass(run)
         train(run)
         save(run)
+        run.progress.say(run.directory.finish())
 
 
 def build(config: GRPOConfig, ranks: Ranks = ALONE) -> Run:
@@ -246,7 +246,7 @@ def build(config: GRPOConfig, ranks: Ranks = ALONE) -> Run:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     directory = RunDirectory(config, ranks)
-    manifest = read_manifest(config.export_dir)
+    manifest = open_export(config.export_dir)
     records = read_split(config.export_dir, Split.TRAIN, config.dimensions, config.polarity)
     checkpoint = directory.latest_checkpoint() if config.resume else None
     dtype = training_screener_dtype(config)
@@ -290,6 +290,45 @@ def build(config: GRPOConfig, ranks: Ranks = ALONE) -> Run:
         check_start(run)
     directory.begin(config, "grpo", manifest.version_id, state)
     return run
+
+
+def mining_pass(run: Run) -> None:
+    """Answer records once before the first step, so that hard ones are known from the start (`pass_generations`).
+
+    Once per run: a checkpoint follows it. Its completions count as rollouts like all others.
+    """
+    mining = run.hard_cases.config
+    if not mining.pass_generations or mining.mode is HardCaseMode.OFF or run.state.extra.get("mined"):
+        return
+    records = list(run.train_records.values())
+    if mining.pass_records:
+        records = records[:: max(1, len(records) // mining.pass_records)][: mining.pass_records]
+    size = run.config.prompts_per_step
+    began = time.monotonic()
+    with StopBetweenSteps() as stop:
+        for at in range(0, len(records), size):
+            some = records[at : at + size]
+            # Far above any step's: no two calls of a run draw alike.
+            seed = run.config.seed * 1_000_003 + (1 << 40) + at
+            groups = write_groups(run, see_records(run, some), some, seed, mining.pass_generations)
+            for record, group in zip(some, groups, strict=True):
+                texts = [one.text for one in group]
+                run.hard_cases.observe(record.id, grade_completions(record, texts, run.config.reward))
+            done = min(at + size, len(records))
+            left = (time.monotonic() - began) / done * (len(records) - done)
+            run.progress.show(done / len(records), left, mined=done, hard=run.hard_cases.counts()["hard"])
+            if run.ranks.any(stop.requested):
+                run.progress.say("mining pass: stopped; it would begin again")
+                raise KeyboardInterrupt
+    run.hard_cases.begin_stage()
+    run.state.extra["mined"] = True
+    counts = run.hard_cases.counts()
+    run.directory.log(0, {"mining_pass": len(records), "rollouts": run.hard_cases.rollouts, "records": counts})
+    run.directory.log_rows(HARD_CASES, 0, run.hard_cases.take_decisions())
+    run.progress.say(
+        f"mining pass: {run.hard_cases.rollouts} rollouts, {counts['hard']} of {len(records)} records hard"
+    )
+    save_checkpoint(run)
 
 
 def announce_memory(run: Run) -> None:
@@ -339,6 +378,7 @@ def train(run: Run) -> None:
             if config.evaluate_every and state.step % config.evaluate_every == 0:
                 figures |= evaluate(run)
             run.directory.log(state.step, figures)
+            run.directory.log_rows(HARD_CASES, state.step, run.hard_cases.take_decisions())
             run.progress.show(
                 run.budget.fraction,
                 run.budget.seconds_left,
@@ -349,6 +389,7 @@ def train(run: Run) -> None:
             if stopped or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
                 save_checkpoint(run)
             if stopped:
+                run.progress.say(run.directory.finish())
                 raise KeyboardInterrupt
     run.directory.log(state.step, evaluate(run))
 
@@ -379,9 +420,11 @@ def train_step(run: Run) -> dict[str, Any]:
         tokens = sum(len(one.token_ids) for group in groups for one in group if _teaches(one, config))
         with naming_what_to_lower(f"learning in step {run.state.step + 1}", _lower(config), run.directory):
             learnt = learn(run, seen, live, [groups[n] for n in live], advantages_NG[live], tokens)
+    flat = [(record, grade) for record, earned in zip(records, grades, strict=True) for grade in earned]
     seconds = time.monotonic() - began
     return {
-        **mean_figures([grade for earned in grades for grade in earned]),
+        **mean_figures([grade for _, grade in flat]),
+        "exact_by_dimension": exact_by_dimension([record for record, _ in flat], [grade for _, grade in flat]),
         "reward_std": float(rewards_NG.std(1).mean()),
         "zero_advantage": 1 - float(signal_N.float().mean()),
         **_writing_figures([one for group in groups for one in group], seconds),
@@ -389,6 +432,7 @@ def train_step(run: Run) -> dict[str, Any]:
         "learning_rate": rate,
         "replays": sum(draw.replay for draw in draws),
         "epoch": run.hard_cases.epoch,
+        "rollouts": run.hard_cases.rollouts,
         "records": run.hard_cases.counts(),
         "seconds": seconds,
     }
@@ -408,8 +452,13 @@ def see_records(run: Run, records: list[Record]) -> SeenPrompts:
         return see(run.screener, prompts, images, places, once=config.vision_once and not config.fsdp)
 
 
-def write_groups(run: Run, seen: SeenPrompts, records: list[Record], seed: int) -> list[list[Written]]:
-    """A group of sampled completions for each record; each process writes its share, and all have all of them."""
+def write_groups(
+    run: Run, seen: SeenPrompts, records: list[Record], seed: int, generations: int = 0
+) -> list[list[Written]]:
+    """A group of sampled completions for each record, of `num_generations` unless another number is given.
+
+    Each process writes its share, and all have all of them.
+    """
     config = run.config
     sampling = Sampling(
         max_new_tokens=config.max_completion_length,
@@ -427,7 +476,7 @@ def write_groups(run: Run, seen: SeenPrompts, records: list[Record], seed: int) 
             Asked(place, make_example(records[place], PromptKind.ASK).prompt, run.images.of(records[place]))
             for place in run.ranks.share(range(len(records)))
         ]
-        written = run.engine.write(asked, seen, sampling, config.num_generations)
+        written = run.engine.write(asked, seen, sampling, generations or config.num_generations)
     return run.ranks.interleave(written)
 
 
@@ -504,9 +553,12 @@ def learn(
             totals["clipped"] += float((losses.clipped_RC * mask_RC).sum()) / whole["tokens"]
             if losses.kl_RC is not None:
                 totals["kl"] += float((losses.kl_RC * mask_RC).sum()) / whole["tokens"]
-        ranks.add_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
         figures = dict(zip(totals, ranks.sum(list(totals.values())), strict=True))
+        step, last_good = run.state.step + 1, run.directory.latest_checkpoint()
+        refuse_divergence("loss", figures["loss"], step, last_good)
+        ranks.add_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
         figures |= {"grad_norm": clip_and_step(run.optimizer, config.clip)}
+        refuse_divergence("gradient", figures["grad_norm"], step, last_good)
     refresh(run.writer, run.screener)
     if config.use_vllm:
         if ranks.main:
@@ -590,7 +642,10 @@ def _reference_logprobs(run: Run, packed: PrefixGroups) -> Tensor | None:
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Greedy answers to validation records, as figures for metrics.jsonl; none without validation records."""
+    """Greedy answers to validation records, as figures for metrics.jsonl; some of them are kept in samples.jsonl.
+
+    Nothing without validation records.
+    """
     config = run.config
     if not run.validation_records:
         return {}
@@ -598,38 +653,50 @@ def evaluate(run: Run) -> dict[str, Any]:
     sampling = Sampling(max_new_tokens=config.max_completion_length)
     mine = run.ranks.share(run.validation_records)
     grades: list[Grade] = []
+    samples: list[dict[str, Any]] = []
+    every = max(1, len(run.validation_records) // max(1, config.sample_completions))
     with run.budget.paused(), computing(run.writer, config):
         for at in range(0, len(mine), 64):
             records = mine[at : at + 64]
             prompts = [make_example(record, PromptKind.ASK).prompt for record in records]
             written = generate(run.writer, prompts, [run.images.of(record) for record in records], sampling)
             for record, (one,) in zip(records, written, strict=True):
+                if len(grades) % every == 0 and len(samples) < config.sample_completions:
+                    samples.append(sample_row(record, one.text, config.reward))
                 grades += grade_completions(record, [one.text], config.reward)
         grades = run.ranks.interleave(grades)
-    return {"validation": {**mean_figures(grades), "records": len(grades)}}
+        samples = [row for rows in run.ranks.gather(samples) for row in rows][: config.sample_completions]
+    run.directory.log_rows(SAMPLES, run.state.step, samples)
+    by_dimension = exact_by_dimension(run.validation_records, grades)
+    return {"validation": {**mean_figures(grades), "exact_by_dimension": by_dimension, "records": len(grades)}}
 
 
 def save(run: Run) -> None:
     """The final model, and the labels the platform should look at again."""
     path = run.directory.save_model(run.screener, run.config.stored_dtype)
-    suspects = write_suspects(run)
-    run.progress.say(f"saved {path}; {suspects} suspect labels in {run.directory.path / SUSPECTS}")
+    parked, suspects = write_findings(run)
+    run.progress.say(
+        f"saved {path}; {suspects} suspect labels and {parked - suspects} other parked records in "
+        f"{run.directory.path / REVIEW}"
+    )
 
 
 def save_checkpoint(run: Run) -> None:
     """Weights, optimizer, and the state of the hard cases."""
     run.state.extra["hard_cases"] = run.hard_cases.state_dict()
     run.directory.save_checkpoint(run.screener, run.optimizer, run.state)
-    write_suspects(run)
+    write_findings(run)
 
 
-def write_suspects(run: Run) -> int:
-    """suspects.jsonl: one row per suspect label so far; how many."""
-    suspects = run.hard_cases.suspects()
-    rows = "".join(json.dumps(asdict(suspect), ensure_ascii=False) + "\n" for suspect in suspects)
-    if run.ranks.main:
-        (run.directory.path / SUSPECTS).write_text(rows, encoding="utf-8")
-    return len(suspects)
+def write_findings(run: Run) -> tuple[int, int]:
+    """difficulty.jsonl and review.jsonl as they are by now; how many records are parked, and how many of them suspect.
+
+    review.jsonl is for the platform: one row per parked record, with why it is one.
+    """
+    rows = run.hard_cases.for_review()
+    run.directory.write_rows(REVIEW, [asdict(row) for row in rows])
+    run.directory.write_rows(DIFFICULTY, run.hard_cases.difficulties())
+    return len(rows), sum(row.reason is ReviewReason.SUSPECT_LABEL for row in rows)
 
 
 def check_start(run: Run) -> None:

@@ -1,7 +1,9 @@
 """Hard Cases Mining: remember how often each record is answered exactly, and choose what is trained on next.
 
-The rules are those of docs/design.md, "Hard cases (ours)". The paper (arXiv 2511.10055) says that hard cases are found
-and shown more often; its thresholds are not known to us, so every number here is ours and a setting.
+The rules are those of docs/design.md, "Hard cases (ours)"; docs/hard-cases.md explains them to whoever trains. The
+paper (arXiv 2511.10055) says that hard cases are found and shown more often; its thresholds are not known to us, so
+every number here is ours and a setting. Difficulty comes from the rollouts that training makes anyway; only the mining
+pass before the first step (`pass_generations`) makes more, and they are counted with the others.
 Not here: answering (rollout.py), grading (rewards.py), writing files (grpo.py).
 """
 
@@ -75,6 +77,10 @@ class HardCaseConfig:
     """Staged: how often a hard record stands in the next stage. Ours."""
     rest_solved: bool = False
     """Leave solved records out of ordinary sampling, as online mode does with parked ones. Ours."""
+    pass_generations: int = 0
+    """Completions per record of a mining pass before the first step; 0 leaves it out. They count as rollouts. Ours."""
+    pass_records: int = 0
+    """Records of the mining pass, spread over all; 0 takes every one. Ours."""
 
     def __post_init__(self) -> None:
         for name in ("ema", "hard_at_most", "solved_at_least", "suspect_share"):
@@ -87,10 +93,8 @@ class HardCaseConfig:
         )
         for name in ("solved_visits", "parked_visits", "stage_repeats"):
             require(getattr(self, name) >= 1, f"mining.{name}: expected 1 or more, got {getattr(self, name)}")
-        require(
-            self.max_replays_per_epoch >= 0,
-            f"mining.max_replays_per_epoch: expected 0 or more, got {self.max_replays_per_epoch}",
-        )
+        for name in ("max_replays_per_epoch", "pass_generations", "pass_records"):
+            require(getattr(self, name) >= 0, f"mining.{name}: expected 0 or more, got {getattr(self, name)}")
 
 
 @dataclass(slots=True)
@@ -116,13 +120,24 @@ class Draw:
     replay: bool
 
 
+class ReviewReason(StrEnum):
+    """Why the platform is asked to look at a record again."""
+
+    SUSPECT_LABEL = "suspect_label"
+    """Parked, and at least `suspect_share` of its rollouts gave one same other answer: the label may be wrong."""
+    PARKED = "parked"
+    """No exact answer in `parked_visits` visits, and no voice against the label: too hard, or not to be seen."""
+
+
 @dataclass(frozen=True, slots=True)
-class Suspect:
-    """A label the model contradicts with one voice: a row of suspects.jsonl, for the platform to review."""
+class Review:
+    """A parked record: a row of review.jsonl."""
 
     record_id: str
+    reason: ReviewReason
     standing_answer: str
-    model_answer: str
+    model_answer: str | None
+    """The readable answer its rollouts gave most often; None when none could be read."""
     share: float
     """Share of all its rollouts that gave `model_answer`."""
     rollouts: int
@@ -140,6 +155,8 @@ class HardCases:
         self.epoch = 0
         self.replays_drawn = 0
         """Replays over the whole run."""
+        self.rollouts = 0
+        """Completions seen so far, a mining pass's among them: what a run cost."""
         self._standing = dict(standing)
         self._ids = list(standing)
         self._rng = random.Random(seed)  # noqa: S311
@@ -148,17 +165,37 @@ class HardCases:
         """The hard pool, a dict for its order: a set's would differ between processes."""
         self._replays: Counter[str] = Counter()
         self._order: list[int] = []
+        self._decisions: list[dict[str, Any]] = []
         self._start_epoch()
 
     def draw_batch(self, size: int) -> list[Draw]:
         """The next `size` records: replays from the hard pool first, ordinary sampling for the rest."""
         replays = self._draw_replays(size)
         chosen = {draw.record_id for draw in replays}
-        return replays + [Draw(self._next_ordinary(chosen), replay=False) for _ in range(size - len(replays))]
+        draws = replays + [Draw(self._next_ordinary(chosen), replay=False) for _ in range(size - len(replays))]
+        self._decisions.append(
+            {
+                "decision": "batch",
+                "pass": [draw.record_id for draw in draws if not draw.replay],
+                "replay": [draw.record_id for draw in draws if draw.replay],
+            }
+        )
+        return draws
+
+    def begin_stage(self) -> None:
+        """Lay the current pass out anew from what is known by now: after a mining pass, the first stage knows it."""
+        self._start_epoch()
+
+    def take_decisions(self) -> list[dict[str, Any]]:
+        """Everything decided since the last call, in order: stages, batches, records that changed class."""
+        taken, self._decisions = self._decisions, []
+        return taken
 
     def observe(self, record_id: str, grades: Sequence[Grade]) -> RecordClass:
         """Take in one visit: the grades of a record's whole group. Returns the class it is in now."""
+        before = self.class_of(record_id)
         history = self._histories.setdefault(record_id, History())
+        self.rollouts += len(grades)
         rate = sum(grade.exact for grade in grades) / len(grades)
         history.p = rate if history.visits == 0 else (1 - self.config.ema) * history.p + self.config.ema * rate
         history.visits += 1
@@ -170,6 +207,17 @@ class HardCases:
             self._hard[record_id] = None
         else:
             self._hard.pop(record_id, None)
+        if now is not before:
+            self._decisions.append(
+                {
+                    "decision": "moved",
+                    "record": record_id,
+                    "from": before.value,
+                    "to": now.value,
+                    "p": round(history.p, 4),
+                    "visits": history.visits,
+                }
+            )
         return now
 
     def class_of(self, record_id: str) -> RecordClass:
@@ -193,8 +241,23 @@ class HardCases:
         """What is remembered of a record; an empty history when it was never visited."""
         return self._histories.get(record_id, History())
 
-    def suspects(self) -> list[Suspect]:
-        """Parked records whose rollouts agree on one other answer, in the records' order."""
+    def difficulties(self) -> list[dict[str, Any]]:
+        """Every visited record with its class and 1 − p̂, in the records' order: rows of difficulty.jsonl."""
+        return [
+            {
+                "record_id": record_id,
+                "class": self.class_of(record_id).value,
+                "difficulty": round(1 - history.p, 4),
+                "visits": history.visits,
+                "rollouts": history.answers.total(),
+                "exact": history.exact,
+            }
+            for record_id in self._ids
+            if (history := self._histories.get(record_id)) is not None
+        ]
+
+    def for_review(self) -> list[Review]:
+        """Parked records, suspect labels told apart from the merely too hard, in the records' order."""
         found = []
         for record_id in self._ids:
             if self.class_of(record_id) is not RecordClass.PARKED:
@@ -202,10 +265,11 @@ class HardCases:
             history = self._histories[record_id]
             rollouts = history.answers.total()
             given = [(times, answer) for answer, times in history.answers.items() if answer != UNREADABLE]
-            if given and max(given)[0] >= self.config.suspect_share * rollouts:
-                times, answer = max(given)
-                standing = format_answer(self._standing[record_id])
-                found.append(Suspect(record_id, standing, answer, times / rollouts, rollouts, history.visits))
+            times, answer = max(given) if given else (0, None)
+            suspect = answer is not None and times >= self.config.suspect_share * rollouts
+            reason = ReviewReason.SUSPECT_LABEL if suspect else ReviewReason.PARKED
+            standing = format_answer(self._standing[record_id])
+            found.append(Review(record_id, reason, standing, answer, times / rollouts, rollouts, history.visits))
         return found
 
     def _draw_replays(self, size: int) -> list[Draw]:
@@ -251,6 +315,19 @@ class HardCases:
         # When every record rests there is nothing better to do than to try them all again.
         self._order = order or list(range(len(self._ids)))
         self._rng.shuffle(self._order)
+        twice = Counter(order)
+        self._decisions.append(
+            {
+                "decision": "stage",
+                "epoch": self.epoch,
+                "mode": self.config.mode.value,
+                "rollouts": self.rollouts,
+                "draws": len(self._order),
+                "repeated": [self._ids[index] for index, times in twice.items() if times > 1],
+                "resting": len(self._ids) - len(twice),
+                "classes": self.counts(),
+            }
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the next draws, as JSON."""
@@ -259,6 +336,7 @@ class HardCases:
             "records": len(self._ids),
             "epoch": self.epoch,
             "replays_drawn": self.replays_drawn,
+            "rollouts": self.rollouts,
             "rng": [version, list(internal), gauss],
             "order": list(self._order),
             "hard": list(self._hard),
@@ -277,6 +355,8 @@ class HardCases:
         self._rng.setstate((version, tuple(internal), gauss))
         self.epoch = state["epoch"]
         self.replays_drawn = state["replays_drawn"]
+        self.rollouts = state["rollouts"]
+        self._decisions.clear()  # the first stage, which the run before this one has told
         self._order = list(state["order"])
         self._hard = dict.fromkeys(state["hard"])
         self._replays = Counter(state["replays"])

@@ -6,14 +6,16 @@ Functions the loops call; no loop here. Not here: losses (sft.py, grpo.py), savi
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.config import TrainingConfig
+from trainer.config import Refused, TrainingConfig
 from trainer.model import Screener, resolve_dtype
 
 
@@ -59,11 +61,27 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, fraction: float, config:
     return learning_rate_at(fraction, config)
 
 
+class Diverged(Refused):
+    """The loss or a gradient is no number any more; weights are as they were before the step."""
+
+
+def refuse_divergence(what: str, value: float, step: int, last_good: Path | None) -> None:
+    """Diverged, with what to do about it, unless `value` is finite."""
+    if not math.isfinite(value):
+        back = f"go on from {last_good} with resume=true" if last_good else "there is no checkpoint to go back to"
+        raise Diverged(f"the {what} is {value} at step {step}: lower learning_rate and {back}")
+
+
 def clip_and_step(optimizer: torch.optim.Optimizer, clip: float) -> float:
-    """Clip all gradients together, update, forget them; the norm before clipping."""
+    """Clip all gradients together, update, forget them; the norm before clipping.
+
+    Where that norm is no finite number, nothing is updated: the caller refuses to go on.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm: Any = torch.nn.utils.clip_grad_norm_(parameters, clip)
     norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of weights split among processes
+    if not math.isfinite(norm):
+        return float(norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(norm)

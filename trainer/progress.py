@@ -39,8 +39,8 @@ class Progress:
         print(f"\r\033[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
-        if self._shown:
+        """A line that stays; nothing of nothing."""
+        if self._shown and text:
             print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr)
 
 

@@ -7,7 +7,9 @@ Not here: any formula (trainer/contract/scores.py has the only one), and what th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from trainer.contract.answers import format_answer
 from trainer.contract.records import Record
 from trainer.contract.scores import Grade, RewardWeights, grade
 
@@ -27,3 +29,26 @@ def mean_figures(grades: Sequence[Grade]) -> dict[str, float]:
         "dpa": sum(grade.dpa for grade in grades) / len(grades),
         "parsable": sum(grade.refusal is None for grade in grades) / len(grades),
     }
+
+
+def sample_row(record: Record, text: str, weights: RewardWeights) -> dict[str, Any]:
+    """A completion to be read by people, beside what stands: a row of samples.jsonl."""
+    (earned,) = grade_completions(record, [text], weights)
+    return {
+        "record_id": record.id,
+        "dimension": record.dimension.value,
+        "gold": format_answer(record.answer),
+        "answer": None if earned.answer is None else format_answer(earned.answer),
+        "refusal": earned.refusal.value if earned.refusal else None,
+        "reward": round(earned.reward, 4),
+        "exact": earned.exact,
+        "text": text,
+    }
+
+
+def exact_by_dimension(records: Sequence[Record], grades: Sequence[Grade]) -> dict[str, float]:
+    """Exact match of completions per dimension, one record per grade; dimensions without a record are left out."""
+    found: dict[str, list[float]] = {}
+    for record, one in zip(records, grades, strict=True):
+        found.setdefault(record.dimension.value, []).append(one.exact)
+    return {name: sum(values) / len(values) for name, values in sorted(found.items())}

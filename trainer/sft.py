@@ -8,7 +8,6 @@ Not here: sampling and reward (grpo.py), scoring by generation (evaluate.py).
 
 from __future__ import annotations
 
-import math
 import random
 import sys
 import time
@@ -20,18 +19,20 @@ from pathlib import Path
 import torch
 
 from trainer.augmentation import mirror_images, mirror_rationale, permute_candidates
-from trainer.checkpoint import RunDirectory, TrainerState, restore
-from trainer.config import Refused, TrainingConfig, require
+from trainer.checkpoint import SAMPLES, RunDirectory, TrainerState, restore
+from trainer.config import TrainingConfig, require
 from trainer.contract.dimensions import Split
-from trainer.contract.exports import ExportRefused, read_manifest
+from trainer.contract.exports import ExportRefused
 from trainer.contract.prompts import PromptKind
 from trainer.contract.records import Record
+from trainer.contract.scores import RewardWeights
 from trainer.data import (
     Example,
     completion_ids,
     encode_prompts,
     group_by_sample,
     make_example,
+    open_export,
     question_ids,
     read_split,
 )
@@ -44,17 +45,16 @@ from trainer.optimization import (
     clip_and_step,
     computing,
     make_optimizer,
+    refuse_divergence,
     set_learning_rate,
     training_screener_dtype,
 )
 from trainer.preparation import check_first_batch, prepare, split, start_directory
 from trainer.progress import Progress, StopBetweenSteps, told_pace
+from trainer.rewards import sample_row
+from trainer.rollout import Sampling, generate
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 from trainer.vision_warmup import VisionWarmupConfig, warm_up
-
-
-class SFTStopped(Refused):
-    """Training that cannot go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +142,7 @@ def main(config: SFTConfig) -> None:
         warm_up_vision(run)
         train(run)
         save(run)
+        run.progress.say(run.directory.finish())
 
 
 def build(config: SFTConfig, ranks: Ranks = ALONE) -> Run:
@@ -153,7 +154,7 @@ def build(config: SFTConfig, ranks: Ranks = ALONE) -> Run:
     if config.threads:
         torch.set_num_threads(config.threads)
     directory = RunDirectory(config, ranks)
-    manifest = read_manifest(config.export_dir)
+    manifest = open_export(config.export_dir)
     train_samples = _samples(config, Split.TRAIN)
     has_validation = config.evaluate_samples and manifest.splits.get(Split.VALIDATION, 0)
     validation = _samples(config, Split.VALIDATION)[: config.evaluate_samples] if has_validation else []
@@ -228,6 +229,7 @@ def train(run: Run) -> None:
                     run.directory.save_checkpoint(run.screener, run.optimizer, state)
     if not run.ranks.any(budget.over):
         where = run.directory.save_checkpoint(run.screener, run.optimizer, state)
+        run.progress.say(run.directory.finish())
         run.progress.say(f"sft: stopped after step {state.step}; go on from {where} with --set resume=true")
         raise KeyboardInterrupt
 
@@ -284,10 +286,12 @@ def train_step(run: Run, batch: Sequence[Shown]) -> dict[str, float]:
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     (total,) = run.ranks.sum([total])
-    if not math.isfinite(total):
-        raise SFTStopped(f"sft: the loss is {total} at step {run.state.step + 1}: lower learning_rate and resume")
+    step, last_good = run.state.step + 1, run.directory.latest_checkpoint()
+    refuse_divergence("loss", total, step, last_good)
     run.ranks.add_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
-    return {"loss": total, "grad_norm": clip_and_step(run.optimizer, run.config.clip), "tokens": tokens}
+    norm = clip_and_step(run.optimizer, run.config.clip)
+    refuse_divergence("gradient", norm, step, last_good)
+    return {"loss": total, "grad_norm": norm, "tokens": tokens}
 
 
 def next_batch(run: Run) -> list[Shown]:
@@ -333,8 +337,30 @@ def evaluate(run: Run) -> dict[str, float]:
     loss, tokens, written, records = run.ranks.sum([loss, tokens, written, records])
     figures = {"validation_loss": loss / tokens, "validation_written": written / records}
     run.directory.log(run.state.step, figures)
+    keep_samples(run)
     run.progress.say(f"sft: step {run.state.step}  " + "  ".join(f"{n} {v:.4f}" for n, v in figures.items()))
     return figures
+
+
+def keep_samples(run: Run) -> None:
+    """What the model writes by itself about a few validation records, spread over them, into samples.jsonl.
+
+    The first process alone writes them; split weights cannot, and leave none.
+    """
+    records = [record for sample in run.validation_samples for record in sample]
+    if not run.config.sample_completions or run.config.fsdp or not run.ranks.main:
+        return
+    some = records[:: max(1, len(records) // run.config.sample_completions)][: run.config.sample_completions]
+    longest = max(len(completion_ids(run.screener, make_example(record, PromptKind.ASK).target)) for record in some)
+    with computing(run.screener, run.config):
+        written = generate(
+            run.screener,
+            [make_example(record, PromptKind.ASK).prompt for record in some],
+            [run.store.of(record) for record in some],
+            Sampling(max_new_tokens=2 * longest),
+        )
+    rows = [sample_row(record, one.text, RewardWeights()) for record, (one,) in zip(some, written, strict=True)]
+    run.directory.log_rows(SAMPLES, run.state.step, rows)
 
 
 def save(run: Run) -> None:

@@ -22,7 +22,7 @@ from trainer.contract.records import ImageFile, Record
 from trainer.contract.scores import all_answers
 from trainer.data import completion_ids, encode_prompts, make_example, read_split
 from trainer.images import ImageStore
-from trainer.model import Screener, new_screener
+from trainer.model import Screener, new_screener, save_screener
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 SIDE = 16
@@ -221,3 +221,24 @@ def make_export(tmp_path: Path) -> MakeExport:
         return directory
 
     return make
+
+
+SHADOW = (Dimension.PHYSICAL_SHADOW,)
+
+
+@pytest.fixture
+def export(make_export: MakeExport) -> Path:
+    """Sixteen samples in one dimension, without rationales."""
+    return make_export(samples=16, rationales=False, dimensions=SHADOW)
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Path:
+    """A model that writes readable answers, any of the sixteen alike: it knows the form and nothing else. Made once."""
+    directory = tmp_path_factory.getbasetemp() / "grpo-start"
+    if directory.exists():
+        return directory
+    screener = make_screener(tmp_path_factory.mktemp("new"))
+    teach_the_form(screener, export, SHADOW)
+    save_screener(screener, directory)
+    return directory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.trainer.conftest import make_screener
 from trainer.checkpoint import RunDirectory, TrainerState, restore
 from trainer.config import ConfigRefused, TrainingConfig
 from trainer.model import Screener
-from trainer.optimization import clip_and_step, learning_rate_at, make_optimizer
+from trainer.optimization import Diverged, clip_and_step, learning_rate_at, make_optimizer, refuse_divergence
 
 
 def settings(tmp_path: Path, **fields: object) -> TrainingConfig:
@@ -64,7 +65,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     screener = make_screener(tmp_path / "model")
     optimizer = make_optimizer(screener, config)
     where = RunDirectory(config).save_checkpoint(screener, optimizer, TrainerState(step=1))
-    (where / "optimizer.pt").write_bytes(b"cut")
+    (where / "optimizer.safetensors").write_bytes(b"cut")
     with pytest.raises(ConfigRefused, match="cannot be resumed from"):
         restore(where, optimizer, torch.device("cpu"))
 
@@ -91,3 +92,35 @@ def test_a_tower_with_rate_0_is_frozen(tmp_path: Path) -> None:
     screener = make_screener(tmp_path / "model")
     make_optimizer(screener, settings(tmp_path, vision_lr=0.0))
     assert not any(parameter.requires_grad for parameter in screener.vision_tower.parameters())
+
+
+def test_a_gradient_that_is_no_number_updates_nothing(tmp_path: Path) -> None:
+    screener = make_screener(tmp_path / "model")
+    optimizer = make_optimizer(screener, settings(tmp_path))
+    before = [parameter.detach().clone() for parameter in screener.model.parameters()]
+    for parameter in screener.model.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    norm = clip_and_step(optimizer, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, screener.model.parameters(), strict=True))
+    with pytest.raises(Diverged, match="the gradient is nan at step 3: lower learning_rate and go on from x with"):
+        refuse_divergence("gradient", norm, 3, Path("x"))
+    refuse_divergence("gradient", 1.0, 3, None)
+
+
+def test_a_row_that_a_kill_cut_short_goes_with_the_rows_after_the_checkpoint(tmp_path: Path) -> None:
+    config = settings(tmp_path, resume=True)
+    screener = make_screener(tmp_path / "model")
+    directory = RunDirectory(config)
+    directory.begin(config, "sft", "one", TrainerState())
+    for step_done in (1, 2, 3):
+        directory.log(step_done, {"loss": 1.0})
+    directory.save_checkpoint(screener, make_optimizer(screener, config), TrainerState(step=2))
+    with (config.run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    again = RunDirectory(config)
+    again.begin(config, "sft", "one", TrainerState(step=2))
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    told = json.loads((config.run_dir / "environment.json").read_text())
+    assert [sitting["from_step"] for sitting in told["sittings"]] == [0, 2]
+    assert set(told["git"]) == {"commit", "changed"} if told["git"] else True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,15 @@ def test_wrong_usage_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
         main(["dance"])
     assert stopped.value.code == 2
     assert "sft" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["seeds=5,6,7", "seeds=[5, 6, 7]", "seeds=5, 6,7"])
+def test_a_list_of_numbers_is_typed_as_one_says_it(given: str) -> None:
+    @dataclass(frozen=True)
+    class Seeded:
+        seeds: tuple[int, ...] = ()
+
+    assert load_config(Seeded, None, [given]).seeds == (5, 6, 7)
+    assert load_config(Seeded, None, ["seeds=5"]).seeds == (5,)
+    with pytest.raises(ConfigRefused, match="seeds: expected a whole number, found 'x'"):
+        load_config(Seeded, None, ["seeds=5,x"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,36 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.conftest import make_screener, teach_the_form
+from tests.trainer.conftest import SHADOW, make_screener
 from trainer import grpo
 from trainer.checkpoint import RunDirectory
 from trainer.config import ConfigRefused, load_config
-from trainer.contract.dimensions import Dimension
 from trainer.grpo import GRPOConfig, Run, StartRefused
-from trainer.hard_cases import HardCaseConfig
+from trainer.hard_cases import HardCaseConfig, HardCaseMode
 from trainer.model import load_screener, save_screener
 from trainer.objective import LossType
 from trainer.optimization import set_learning_rate
 from trainer.rewards import grade_completions
-
-SHADOW = (Dimension.PHYSICAL_SHADOW,)
-
-
-@pytest.fixture
-def export(make_export: Callable[..., Path]) -> Path:
-    return make_export(samples=16, rationales=False, dimensions=SHADOW)
-
-
-@pytest.fixture
-def start(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Path:
-    """A model that writes readable answers, any of the sixteen alike: it knows the form and nothing else. Made once."""
-    directory = tmp_path_factory.getbasetemp() / "grpo-start"
-    if directory.exists():
-        return directory
-    screener = make_screener(tmp_path_factory.mktemp("new"))
-    teach_the_form(screener, export, SHADOW)
-    save_screener(screener, directory)
-    return directory
 
 
 @pytest.fixture(params=["qwen3_vl", "qwen2_5_vl", "internvl"])
@@ -61,6 +40,7 @@ def config(export: Path, model: Path, run_dir: Path, **fields: Any) -> GRPOConfi
         "max_completion_length": 24,
         "dimensions": SHADOW,
         "device": "cpu",
+        "report": False,
     }
     return GRPOConfig(**settings | fields)
 
@@ -85,7 +65,7 @@ def test_reward_rises(export: Path, start: Path, tmp_path: Path, hard_cases: boo
     assert (sum(row["replays"] for row in steps) > 0) == hard_cases
     assert 0 <= rows[30]["validation"]["exact"] <= 1
     assert load_screener(tmp_path / "run" / "model").architecture == "qwen3_vl"
-    assert (tmp_path / "run" / "suspects.jsonl").exists()
+    assert (tmp_path / "run" / "review.jsonl").exists()
 
 
 def test_a_resumed_run_equals_one_in_a_single_sitting(
@@ -156,6 +136,32 @@ def test_smaller_forwards_give_the_same_update(export: Path, start: Path, tmp_pa
     assert found[0]["grad_norm"] == pytest.approx(found[1]["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.parametrize("mode", [HardCaseMode.ONLINE, HardCaseMode.STAGED])
+def test_a_mining_pass_knows_hard_records_before_the_first_step(
+    export: Path, start: Path, tmp_path: Path, mode: HardCaseMode
+) -> None:
+    mining = HardCaseConfig(mode=mode, pass_generations=4, hard_at_most=0.5)
+    fields: dict[str, Any] = {"steps": 1, "start_gate": "off", "mining": mining}
+    run = grpo.build(config(export, start, tmp_path / "run", **fields))
+    grpo.mining_pass(run)
+    assert run.hard_cases.rollouts == 12 * 4
+    hard = {row["record_id"] for row in run.hard_cases.difficulties() if row["class"] == "hard"}
+    assert hard
+    told = [json.loads(line) for line in (tmp_path / "run" / "hard_cases.jsonl").read_text().splitlines()]
+    assert {row["record"] for row in told if row["decision"] == "moved" and row["to"] == "hard"} == hard
+    if mode is HardCaseMode.STAGED:
+        assert set([row for row in told if row["decision"] == "stage"][-1]["repeated"]) == hard
+    grpo.train(run)
+    assert metrics(tmp_path / "run")[1]["rollouts"] == 12 * 4 + 6 * 8
+
+    # Whoever goes on from here does not pay for it again, and draws the same records.
+    again = grpo.build(config(export, start, tmp_path / "run", resume=True, **fields))
+    grpo.mining_pass(again)
+    assert again.hard_cases.rollouts == 12 * 4
+    grpo.train(again)
+    assert again.hard_cases.state_dict() == run.hard_cases.state_dict()
+
+
 def test_several_updates_per_batch_meet_the_clip(export: Path, start: Path, tmp_path: Path) -> None:
     run = grpo.build(config(export, start, tmp_path / "run", start_gate="off", learning_rate=5e-3))
     _, once = gradient(run)
@@ -165,14 +171,18 @@ def test_several_updates_per_batch_meet_the_clip(export: Path, start: Path, tmp_
     assert thrice["clipped"] > 0
 
 
-def test_suspect_labels_are_written_for_the_platform(export: Path, start: Path, tmp_path: Path) -> None:
+def test_parked_records_are_written_for_the_platform(export: Path, start: Path, tmp_path: Path) -> None:
     run = grpo.build(config(export, start, tmp_path / "run", start_gate="off", mining=HardCaseConfig(parked_visits=1)))
-    record = next(record for record in run.train_records.values() if record.answer)
-    run.hard_cases.observe(record.id, grade_completions(record, ["<answer>none</answer>"] * 8, run.config.reward))
-    assert grpo.write_suspects(run) == 1
-    (row,) = [json.loads(line) for line in (tmp_path / "run" / "suspects.jsonl").read_text().splitlines()]
-    assert row["record_id"] == record.id
-    assert (row["model_answer"], row["share"]) == ("none", 1.0)
+    first, second, *_ = [record for record in run.train_records.values() if record.answer]
+    said = ["<answer>none</answer>"] * 8
+    run.hard_cases.observe(first.id, grade_completions(first, said, run.config.reward))
+    run.hard_cases.observe(second.id, grade_completions(second, ["no answer"] * 8, run.config.reward))
+    assert grpo.write_findings(run) == (2, 1)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "review.jsonl").read_text().splitlines()]
+    found = {row["record_id"]: (row["reason"], row["model_answer"], row["share"]) for row in rows}
+    assert found == {first.id: ("suspect_label", "none", 1.0), second.id: ("parked", None, 0.0)}
+    told = [json.loads(line) for line in (tmp_path / "run" / "difficulty.jsonl").read_text().splitlines()]
+    assert {row["record_id"]: row["difficulty"] for row in told} == {first.id: 1.0, second.id: 1.0}
 
 
 @pytest.mark.parametrize("override", ["mining.ema=2", "reward.dpa=-1", "beta=-1", "num_generations=1", "top_p=0"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trainer.contract.answers import format_completion
 from trainer.contract.scores import Grade, RewardWeights, grade
-from trainer.hard_cases import Draw, HardCaseConfig, HardCaseMode, HardCases, RecordClass
+from trainer.hard_cases import Draw, HardCaseConfig, HardCaseMode, HardCases, RecordClass, ReviewReason
 
 GOLD = frozenset("AC")
 OTHER = frozenset("B")
@@ -65,11 +65,39 @@ def test_a_label_is_suspect_when_rollouts_of_a_parked_record_agree(said: list[fr
         cases.observe("r0", [say(answer) for answer in answers])
     readable = Counter(answer for answer in said if answer is not None)
     expected = len(visits) >= 3 and GOLD not in said and max(readable.values(), default=0) >= 0.75 * len(said)
-    assert bool(cases.suspects()) == expected
-    if expected:
-        (suspect,) = cases.suspects()
-        assert (suspect.record_id, suspect.standing_answer, suspect.rollouts) == ("r0", "A,C", len(said))
-        assert suspect.share == max(readable.values()) / len(said)
+    parked = len(visits) >= 3 and GOLD not in said
+    assert len(cases.for_review()) == parked
+    if parked:
+        (review,) = cases.for_review()
+        assert (review.reason is ReviewReason.SUSPECT_LABEL) == expected
+        assert (review.record_id, review.standing_answer, review.rollouts) == ("r0", "A,C", len(said))
+        assert review.share == max(readable.values(), default=0) / len(said)
+        assert (review.model_answer is None) == (not readable)
+
+
+def test_everything_it_decides_is_told() -> None:
+    cases = make(records=8)
+    cases.take_decisions()
+    cases.observe("r0", group(2))
+    drawn = [cases.draw_batch(4) for _ in range(2)]
+    told = cases.take_decisions()
+    assert told[0] == {"decision": "moved", "record": "r0", "from": "unseen", "to": "hard", "p": 0.25, "visits": 1}
+    batches = [row for row in told if row["decision"] == "batch"]
+    assert [row["replay"] for row in batches] == [[d.record_id for d in batch if d.replay] for batch in drawn]
+    assert [row["pass"] for row in batches] == [[d.record_id for d in batch if not d.replay] for batch in drawn]
+    assert cases.take_decisions() == []
+
+
+def test_a_solved_record_leaves_the_pool_and_its_rest_can_be_chosen() -> None:
+    cases = make(records=4, rest_solved=True)
+    cases.observe("r0", group(2))
+    for _ in range(6):
+        cases.observe("r0", group(8))
+    assert cases.class_of("r0") is RecordClass.SOLVED
+    cases.begin_stage()
+    batch = [draw for _ in range(3) for draw in cases.draw_batch(1)]
+    assert not any(draw.replay for draw in batch)
+    assert {draw.record_id for draw in batch} == {"r1", "r2", "r3"}
 
 
 def test_a_quarter_of_a_batch_comes_from_the_hard_pool_and_a_record_at_most_three_times_per_epoch() -> None:

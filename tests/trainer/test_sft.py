@@ -26,7 +26,13 @@ ONE = (Dimension.PHYSICAL_SHADOW,)
 
 
 def settings(export: Path, tmp_path: Path, **fields: object) -> SFTConfig:
-    defaults: dict[str, object] = {"steps": 4, "batch_samples": 4, "learning_rate": 3e-3, "device": "cpu"}
+    defaults: dict[str, object] = {
+        "steps": 4,
+        "batch_samples": 4,
+        "learning_rate": 3e-3,
+        "device": "cpu",
+        "report": False,
+    }
     given = {"export_dir": export, "model_dir": tmp_path / "new", "run_dir": tmp_path / "run"}
     return SFTConfig(**{**defaults, **given, **fields})  # type: ignore[arg-type]
 

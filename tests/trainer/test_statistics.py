@@ -2,9 +2,10 @@
 
 import random
 
+import numpy as np
 import pytest
 
-from trainer.statistics import mean_interval
+from trainer.statistics import mean_interval, nested_interval
 
 
 def test_the_interval_of_independent_values_is_the_textbook_one() -> None:
@@ -58,3 +59,28 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 def test_nothing_to_resample_is_refused() -> None:
     with pytest.raises(ValueError, match="one sample name per value"):
         mean_interval([], [])
+
+
+def test_an_interval_over_runs_weighs_runs_alike_and_covers_their_spread() -> None:
+    samples = [f"s{index}" for index in range(40)]
+    low, high = [0.2] * 40, [0.8] * 40
+    found = nested_interval([(low, samples), (high, samples)])
+    assert found.value == pytest.approx(0.5)
+    # Both draws of two runs may be the same run.
+    assert found.low == pytest.approx(0.2)
+    assert found.high == pytest.approx(0.8)
+    of_other_sizes = nested_interval([([0.0] * 10, samples[:10]), (high, samples)])
+    assert of_other_sizes.value == pytest.approx(0.4)
+
+
+def test_runs_judged_on_the_same_samples_share_their_luck() -> None:
+    rng = np.random.default_rng(0)
+    values = list(rng.random(60))
+    samples = [f"s{index}" for index in range(60)]
+    alone = mean_interval(values, samples)
+    same = nested_interval([(values, samples)] * 4)
+    others = nested_interval([(values, [f"{run}/{name}" for name in samples]) for run in range(4)])
+    assert same.high - same.low == pytest.approx(alone.high - alone.low, rel=0.02)
+    assert others.high - others.low == pytest.approx((alone.high - alone.low) / 2, rel=0.15)
+    with pytest.raises(ValueError, match="at least one"):
+        nested_interval([])
