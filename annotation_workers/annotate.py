@@ -165,6 +165,7 @@ class _ChunkInHand:
                 self._put_down(waiting, settled=await self._take_failure(waiting, attempt, reserve, result))
             else:
                 reading = read_reply(result.body)
+                self._judging.count(reading)
                 kept = self._waves.put(_answered(attempt, reserve, result, reading))
                 self._group.create_task(self._conclude(waiting, attempt, reading, kept))
 

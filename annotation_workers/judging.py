@@ -189,7 +189,7 @@ class Judging:
 
     def answered(self, waiting: Waiting, attempt: Attempt, reading: Reading) -> Step:
         """A response that is kept, and what was read in it."""
-        self._count_most(reading)
+        self.count(reading)
         if reading.problem:
             return self._refuse_reply(waiting, attempt, Rejected(reading.problem, reading.detail), reading.final)
         self.ever_answered = True
@@ -367,7 +367,8 @@ class Judging:
         """Whether the task has had all the tries that the run gives it."""
         return waiting.used >= self._run.max_attempts
 
-    def _count_most(self, reading: Reading) -> None:
+    def count(self, reading: Reading) -> None:
+        """What a call took, the next one may take, too: to be known before that one is written down."""
         cost = self._cost(reading.input_tokens, reading.output_tokens, reading.cached_tokens)
         tokens = reading.input_tokens + reading.output_tokens
         self._most = Reserve(max(self._most.usd, cost), max(self._most.tokens, tokens))

@@ -41,7 +41,7 @@ pytestmark = [
 
 SEED = int(os.getenv("SEED", "1"))
 """Of the scenes, and of the answers that are mistaken."""
-SAMPLES = 60
+SAMPLES = 100
 WRONG = 0.15
 """Share of the simulated person's answers that are wrong in one letter: what is to be explained is not always true."""
 TEMPERATURE = 0.9
