@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,8 +23,6 @@ from trainer.lora import adapter_disabled, add_adapter
 from trainer.model import Screener, load_screener, save_screener
 from trainer.optimization import set_learning_rate
 from trainer.sft import SFTConfig
-
-peft = pytest.importorskip("peft", reason="adapters need peft")
 
 SHADOW = Dimension.PHYSICAL_SHADOW
 

@@ -102,7 +102,6 @@ def test_it_equals_repeated_prompts_with_checkpointed_layers(any_screener: Scree
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_it_equals_repeated_prompts_with_adapters(any_screener: Screener, checkpointed: bool) -> None:
-    pytest.importorskip("peft")
     with_adapter(any_screener)
     if checkpointed:
         checkpoint_layers(any_screener.model)

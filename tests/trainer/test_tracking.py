@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.config import Tracker
 from trainer.tracking import EventFile, TrackingRefused, _masked_crc, flat_numbers, open_trackers
@@ -14,8 +15,7 @@ from trainer.tracking import EventFile, TrackingRefused, _masked_crc, flat_numbe
 
 def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows of a directory."""
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = reader.EventAccumulator(str(directory))
+    found = EventAccumulator(str(directory))
     found.Reload()
     return {name: [(one.step, one.value) for one in found.Scalars(name)] for name in found.Tags()["scalars"]}
 
