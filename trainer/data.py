@@ -151,6 +151,33 @@ class PromptBatch:
             **self.image_inputs(),
         }
 
+    def select(self, places: Sequence[int]) -> PromptBatch:
+        """Some of the prompts with their images, padded to the longest of them."""
+        rows = torch.tensor(list(places), device=self.lengths.device)
+        longest = int(self.lengths[rows].max())
+        counts = list(self.images_per_prompt)
+        firsts = [sum(counts[:place]) for place in range(len(counts))]
+        chosen = [image for place in places for image in range(firsts[place], firsts[place] + counts[place])]
+        grids = self.image_grid_thw
+        if not chosen:
+            pixels = self.pixel_values[:0]
+        elif grids is None:
+            pixels = self.pixel_values[chosen]
+        else:
+            pieces = torch.split(self.pixel_values, grids.prod(-1).tolist())
+            pixels = torch.cat([pieces[image] for image in chosen])
+        return PromptBatch(
+            input_ids=self.input_ids[rows, :longest],
+            attention_mask=self.attention_mask[rows, :longest],
+            position_ids=self.position_ids[..., rows, :longest],
+            mm_token_type_ids=self.mm_token_type_ids[rows, :longest],
+            lengths=self.lengths[rows],
+            next_position=self.next_position[rows],
+            pixel_values=pixels,
+            image_grid_thw=None if grids is None else grids[chosen],
+            images_per_prompt=tuple(counts[place] for place in places),
+        )
+
 
 def encode_prompts(
     screener: Screener,

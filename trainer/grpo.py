@@ -58,7 +58,7 @@ from trainer.progress import Progress, StopBetweenSteps, told_pace
 from trainer.rewards import exact_by_dimension, grade_completions, mean_figures, sample_row
 from trainer.rollout import Sampling, Written, generate
 from trainer.rollout_engines import Asked, OwnEngine, RolloutEngine, ServerEngine
-from trainer.seen_prompts import SeenPrompts, see
+from trainer.seen_prompts import Once, SeenPrompts, see
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 
@@ -132,8 +132,10 @@ class GRPOConfig(TrainingConfig):
     """The rules of hard-case mining."""
     groups_per_forward: int = 8
     """Groups in one training forward; fewer need less memory and give the same gradient."""
-    vision_once: bool = True
-    """The tower looks at a step's images once, for writing and learning; false looks again and needs less memory."""
+    compute_once: Once = "prompts"
+    """What of a step is computed once for writing and learning: whole prompts, or only what the tower makes of their
+    images, or nothing; each needs less memory than the one before. Layers that are computed again going backward
+    (gradient_checkpointing) and prefix_attention=mask keep the images at most, split weights (fsdp) nothing."""
     start_gate: Literal["refuse", "warn", "off"] = "refuse"
     """What to do about a start model that writes too few readable answers to learn from."""
     start_parsable: float = 0.5
@@ -177,6 +179,14 @@ class GRPOConfig(TrainingConfig):
         require(self.beta >= 0, f"beta: expected 0 or more, got {self.beta:g}")
         for name in ("evaluate_every", "evaluate_records", "start_records"):
             require(getattr(self, name) >= 0, f"{name}: expected 0 or more, got {getattr(self, name)}")
+
+    @property
+    def once(self) -> Once:
+        """`compute_once`, as far as the other settings allow it."""
+        if self.fsdp:
+            return "nothing"
+        kept_graph = not self.gradient_checkpointing and self.prefix_attention != "mask"
+        return self.compute_once if kept_graph or self.compute_once == "nothing" else "images"
 
     @property
     def objective(self) -> Objective:
@@ -310,7 +320,8 @@ def mining_pass(run: Run) -> None:
             some = records[at : at + size]
             # Far above any step's: no two calls of a run draw alike.
             seed = run.config.seed * 1_000_003 + (1 << 40) + at
-            groups = write_groups(run, see_records(run, some), some, seed, mining.pass_generations)
+            seen = see_records(run, some, learning=False)
+            groups = write_groups(run, seen, some, seed, mining.pass_generations)
             for record, group in zip(some, groups, strict=True):
                 texts = [one.text for one in group]
                 run.hard_cases.observe(record.id, grade_completions(record, texts, run.config.reward))
@@ -334,16 +345,18 @@ def mining_pass(run: Run) -> None:
 def announce_memory(run: Run) -> None:
     """Say what a step will need, from the shapes of the first records and the longest completions."""
     config = run.config
-    records = list(run.train_records.values())[: config.groups_per_forward]
+    share = -(-config.prompts_per_step // run.ranks.count)
+    at_once = min(config.groups_per_forward, share)
+    # Prompts that are computed once are all held until the step is over, branches only while they are learnt from.
+    records = list(run.train_records.values())[: share if config.once == "prompts" else at_once]
     asked = [make_example(record, PromptKind.ASK).prompt for record in records]
     prompts = encode_prompts(run.screener, asked, [run.images.of(record) for record in records])
     longest = config.num_generations * config.max_completion_length
-    share = -(-config.prompts_per_step // run.ranks.count)
     load = load_of(
         run.screener,
         prompts,
-        len(records) * longest,
-        len(records) * longest,
+        at_once * longest,
+        at_once * longest,
         share * (int(prompts.lengths.max()) + longest),
     )
     copies = (run.reference is not None) + (run.writer is not run.screener)
@@ -356,8 +369,8 @@ def _lower(config: GRPOConfig) -> str:
     """What to set where a step does not fit."""
     if config.groups_per_forward > 1:
         return f"lower groups_per_forward (now {config.groups_per_forward})"
-    if config.vision_once:
-        return "set vision_once=false"
+    if config.once != "nothing":
+        return f"set compute_once={'images' if config.once == 'prompts' else 'nothing'}"
     if not config.gradient_checkpointing:
         return "set gradient_checkpointing=true"
     return "lower image_max_side or max_completion_length, or train an adapter (lora.r=16)"
@@ -401,7 +414,7 @@ def train_step(run: Run) -> dict[str, Any]:
     draws = run.hard_cases.draw_batch(config.prompts_per_step)
     records = [run.train_records[draw.record_id] for draw in draws]
     writing = f"writing completions in step {run.state.step + 1}"
-    fewer = f"lower prompts_per_step (now {config.prompts_per_step}) or max_completion_length, or set vision_once=false"
+    fewer = f"lower prompts_per_step (now {config.prompts_per_step}) or max_completion_length, or set compute_once=nothing"
     with naming_what_to_lower(writing, fewer, run.directory):
         seen = see_records(run, records)
         groups = write_groups(run, seen, records, seed=config.seed * 1_000_003 + run.state.step)
@@ -438,8 +451,8 @@ def train_step(run: Run) -> dict[str, Any]:
     }
 
 
-def see_records(run: Run, records: list[Record]) -> SeenPrompts:
-    """This process's share of the ask prompts about some records, their images seen once for writing and learning."""
+def see_records(run: Run, records: list[Record], *, learning: bool = True) -> SeenPrompts:
+    """This process's share of the ask prompts about some records, and what writing and learning have in common."""
     config = run.config
     every = range(len(records))
     # Split weights are looked at inside of a forward only, and any process may be given any prompt to fill up a round.
@@ -449,7 +462,7 @@ def see_records(run: Run, records: list[Record]) -> SeenPrompts:
     # Checkpointed layers recompute only in training mode; these models have no dropout, so it changes nothing else.
     run.screener.model.train(config.gradient_checkpointing)
     with computing(run.screener, config):
-        return see(run.screener, prompts, images, places, once=config.vision_once and not config.fsdp)
+        return see(run.screener, prompts, images, places, once=config.once if learning else "nothing")
 
 
 def write_groups(
@@ -514,7 +527,7 @@ def learn(
         filling = list(_pieces(run, seen, places[:1], groups[:1], advantages_NG[:1], every=True))
         pieces += filling * (ranks.most(own) - own)
     if config.self_check and not run.checked and pieces:
-        check_first_batch(run.screener, config, pieces[0].groups)
+        check_first_batch(run.screener, config, pieces[0].groups, read_before=seen.read is not None)
         run.checked = True
     old_logprobs: list[Tensor] = []
     figures: dict[str, float] = {}
@@ -524,8 +537,9 @@ def learn(
             # After the first update the tower has changed: it looks again, unless it is frozen.
             usable = iteration == 0 or run.frozen_vision
             shown = seen.shown(piece.places, graph=True) if usable else contextlib.nullcontext()
+            read = seen.beginnings(piece.places) if iteration == 0 else None
             with computing(run.screener, config), shown:
-                scored = completion_logprobs(run.screener, piece.groups, config.temperature)
+                scored = completion_logprobs(run.screener, piece.groups, config.temperature, read)
             mask_RC = scored.mask.float()
             if iteration == 0:
                 # Nothing has changed since the completions were written: these are the old log-probabilities.
@@ -713,7 +727,7 @@ def check_start(run: Run) -> None:
     grades: list[list[Grade]] = []
     for at in range(0, len(records), config.prompts_per_step):
         some = records[at : at + config.prompts_per_step]
-        groups = write_groups(run, see_records(run, some), some, seed=config.seed)
+        groups = write_groups(run, see_records(run, some, learning=False), some, seed=config.seed)
         for record, group in zip(some, groups, strict=True):
             grades.append(grade_completions(record, [one.text for one in group], config.reward))
     flat = [(grade, record) for record, earned in zip(records, grades, strict=True) for grade in earned]

@@ -25,6 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from trainer import prefix_attention
 from trainer.config import Refused
 from trainer.fast_vision import speed_up_vision
+from trainer.last_layer import shorten_last_layer
 from trainer.lora import has_adapter, merged_weights
 from trainer.tokenizer import IMAGE_END, IMAGE_PAD, IMAGE_START, VIDEO_PAD, train_tokenizer
 
@@ -240,6 +241,7 @@ def _call(function: Callable[..., T], *given: Any) -> T:
 
 def _assemble(model: Any, tokenizer: Any, image_processor: Any, architecture: Architecture) -> Screener:
     speed_up_vision(model)
+    shorten_last_layer(model)
     # The text stack alone: the vision tower has no prompt to share.
     model.config.text_config._attn_implementation = prefix_attention.NAME
     model.eval()

@@ -55,7 +55,9 @@ def refresh(writer: Screener, screener: Screener) -> None:
         copy_weights(screener.model, writer.model)
 
 
-def check_first_batch(screener: Screener, config: TrainingConfig, groups: PrefixGroups) -> None:
+def check_first_batch(
+    screener: Screener, config: TrainingConfig, groups: PrefixGroups, *, read_before: bool = False
+) -> None:
     """`self_check` in evaluation mode, as precisely as what is computed in allows. SelfCheckFailed on a mismatch."""
     if screener.prefix_attention == "mask":
         return
@@ -63,5 +65,5 @@ def check_first_batch(screener: Screener, config: TrainingConfig, groups: Prefix
     screener.model.eval()
     bits = 8 * resolve_dtype(config.dtype, screener.device).itemsize
     with computing(screener, config):
-        self_check(screener, groups, thorough=not config.fsdp, bits=bits)
+        self_check(screener, groups, thorough=not config.fsdp, read_before=read_before, bits=bits)
     screener.model.train(training)

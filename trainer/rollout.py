@@ -19,13 +19,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from trainer.contract.prompts import Prompt
 from trainer.data import PromptBatch, encode_prompts, question_ids
 from trainer.decoding import BranchDecoder, HeadKeys
 from trainer.images import ImageTensor
 from trainer.model import Screener
+from trainer.prompt_reading import ReadPrompts, read_prompts
 from trainer.sampling import Chooser, Sampling
 from trainer.seen_prompts import SeenPrompts, see
 
@@ -128,7 +128,7 @@ def generate(
     """
     places = range(len(prompts)) if places is None else places
     if num_generations > 1:
-        seen = see(screener, prompts, images, places, once=False)
+        seen = see(screener, prompts, images, places, once="nothing")
         return write_seen_groups(seen, places, sampling, num_generations)
     sharing: dict[tuple[int, ...], list[int]] = {}
     for at, pictures in enumerate(images):
@@ -158,7 +158,7 @@ def write_seen_groups(
         for place in places
     ]
     with seen.shown(places, graph=False), one_thread_if_small(seen.screener):
-        written = write_completions(seen.screener, seen.select(places), wanted)
+        written = write_completions(seen.screener, seen.select(places), wanted, read=seen.to_write(places))
     return [written[at : at + num_generations] for at in range(0, len(written), num_generations)]
 
 
@@ -167,14 +167,15 @@ def write_completions(
     heads: PromptBatch,
     wanted: Sequence[Sequence[Wanted]],
     on_written: Callable[[int, Written], None] = lambda index, written: None,
+    read: ReadPrompts | None = None,
 ) -> list[Written]:
-    """Every wanted completion behind its head, in the order of heads and their wants.
+    """Every wanted completion behind its head, in the order of heads and their wants; `read`: the heads, read before.
 
     `on_written` is told of each as soon as it is done, by its place in that order. ValueError when a head has no want,
     or some branches have a question and others have none.
     """
     decoding = Decoding(screener)
-    got = branches = decoding.join(heads, wanted)
+    got = branches = decoding.join(heads, wanted, read)
     while got:
         for branch in got:
             if branch.over:
@@ -224,10 +225,13 @@ class Decoding:
         self._decoder: BranchDecoder | None = None
         self._chooser: Chooser | None = None
 
-    @torch.no_grad()
-    def join(self, heads: PromptBatch, wanted: Sequence[Sequence[Wanted]]) -> list[Growing]:
-        """Read heads, and write the first token of every completion wanted of them; the new branches in their order.
+    @torch.inference_mode()
+    def join(
+        self, heads: PromptBatch, wanted: Sequence[Sequence[Wanted]], read: ReadPrompts | None = None
+    ) -> list[Growing]:
+        """Read heads (unless they come `read`), and write the first token of every completion wanted of them.
 
+        Returns the new branches in their order.
         ValueError when a head has no want, or some branches have a question and others have none. Whatever is raised,
         those who were here before go on as if nobody had come.
         """
@@ -237,13 +241,15 @@ class Decoding:
         branches: list[Growing] = []
         for row, wants in enumerate(wanted):
             branches += [Growing(len(branches) + place, row, want) for place, want in enumerate(wants)]
-        keys, logits_BV = self._read_heads(heads, branches)
+        read = read_prompts(self.screener, heads) if read is None else read
         starts = heads.next_position.tolist()
         rows = [branch.row for branch in branches]
-        decoder = BranchDecoder(self.screener, keys, rows, [starts[row] for row in rows])
+        decoder = BranchDecoder(self.screener, self._keys_of(read), rows, [starts[row] for row in rows])
         chooser = self._make_chooser(heads, branches)
         if any(asked):
             logits_BV = self._logits(decoder.feed([branch.want.question for branch in branches]))
+        else:
+            logits_BV = self._logits(read.last_NH)[torch.tensor(rows, device=read.last_NH.device)]
         self._write(logits_BV, branches, chooser)
         if self._decoder is None or self._chooser is None or not self.active:
             self._decoder, self._chooser = decoder, chooser
@@ -256,7 +262,7 @@ class Decoding:
         self.active = self.active + [branch for branch in branches if not branch.over]
         return branches
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> list[Growing]:
         """One more token of every active branch: the branches that got one, none when nothing is going on."""
         if not self.active or self._decoder is None or self._chooser is None:
@@ -292,25 +298,10 @@ class Decoding:
             branch.finished = token == end
         _tell_likelihoods(logits_BV, branches)
 
-    def _read_heads(self, heads: PromptBatch, branches: Sequence[Growing]) -> tuple[HeadKeys, Tensor]:
-        """Keys of the heads, and the logits (B, V) of what follows each, repeated for its branches."""
-        images = heads.image_inputs() if sum(heads.images_per_prompt) else {}
-        cache = DynamicCache()
-        even = bool(heads.attention_mask.all())
-        hidden_NPH = self.screener.model.model(
-            input_ids=heads.input_ids,
-            attention_mask=None if even else heads.attention_mask,
-            position_ids=heads.position_ids,
-            past_key_values=cache,
-            use_cache=True,
-            **images,
-        ).last_hidden_state
-        rows_B = torch.tensor([branch.row for branch in branches], device=hidden_NPH.device)
-        last_NH = hidden_NPH[torch.arange(len(heads.lengths), device=hidden_NPH.device), heads.lengths - 1]
-        kind = hidden_NPH.device.type
+    def _keys_of(self, read: ReadPrompts) -> HeadKeys:
+        kind = self.screener.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.screener.model.dtype
-        keys = HeadKeys([(layer.keys, layer.values) for layer in cache.layers], heads.lengths, dtype)
-        return keys, self._logits(last_NH)[rows_B]
+        return HeadKeys(read.layers, read.lengths_N, dtype)
 
     def _make_chooser(self, heads: PromptBatch, branches: Sequence[Growing]) -> Chooser:
         prompts = []

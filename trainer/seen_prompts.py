@@ -1,16 +1,17 @@
-"""The prompts of a step, prepared once for writing and for learning: tokens, pixels, and what the vision tower saw.
+"""The prompts of a step, computed once for writing and for learning: tokens, the tower's features, and the text's keys.
 
-The tower's weights do not change between the completions and the (first) update from them, so one look serves both: its
-graph is kept for the backward pass, prompt by prompt, so that a group which teaches nothing costs none. A frozen tower
-looks without a graph. Not here: the prompts' keys, which each side computes for itself (rollout.py, shared_prefix.py).
+Weights do not change between the completions and the (first) update from them, so one reading serves both: its graph is
+kept for the backward pass, prompt by prompt, so that a group which teaches nothing costs none. Where the text cannot be
+kept (layers that are computed again going backward) the tower's features alone are. A frozen tower looks without a
+graph. Not here: the reading itself (prompt_reading.py), writing (rollout.py), learning (shared_prefix.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,18 +19,25 @@ from torch import Tensor
 from trainer.contract.prompts import Prompt
 from trainer.data import PromptBatch, encode_prompts
 from trainer.images import ImageTensor
-from trainer.model import Architecture, Screener
+from trainer.model import Screener
+from trainer.prompt_reading import ReadPrompts, read_prompts, together
+
+Once = Literal["prompts", "images", "nothing"]
+"""What is computed once for writing and learning: the whole prompt, what the tower makes of its images, or neither."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeenPrompts:
-    """Encoded prompts, and what the tower made of each one's images (None: it looks whenever it is asked)."""
+    """Encoded prompts, and what was made of them."""
 
     screener: Screener
     batch: PromptBatch
     places: tuple[int, ...]
     """Which of a step's prompts these are: several processes share them."""
     features: list[Any] | None
+    """What the tower made of each one's images; None: it looks whenever it is asked."""
+    read: list[ReadPrompts] | None
+    """Each prompt's keys and values; None: each side computes them for itself."""
 
     def token_ids(self, place: int) -> list[int]:
         """One prompt's tokens."""
@@ -41,7 +49,16 @@ class SeenPrompts:
         """Some of the prompts as a batch of their own."""
         if tuple(places) == self.places:
             return self.batch
-        return select_prompts(self.screener, self.batch, [self.places.index(place) for place in places])
+        return self.batch.select([self.places.index(place) for place in places])
+
+    def beginnings(self, places: Sequence[int]) -> list[ReadPrompts] | None:
+        """Each prompt as it was read, with its graph, which serves one backward pass; None where none was read."""
+        return None if self.read is None else [self.read[self.places.index(place)] for place in places]
+
+    def to_write(self, places: Sequence[int]) -> ReadPrompts | None:
+        """The same as one batch without a graph."""
+        found = self.beginnings(places)
+        return None if found is None else together(found)
 
     @contextlib.contextmanager
     def shown(self, places: Sequence[int], *, graph: bool) -> Iterator[None]:
@@ -67,50 +84,27 @@ def see(
     images: Sequence[Sequence[ImageTensor]],
     places: Sequence[int],
     *,
-    once: bool,
+    once: Once,
 ) -> SeenPrompts:
-    """Encode prompts; with `once`, let the tower look at their images now."""
+    """Encode prompts, and compute now what is to be computed `once`."""
     batch = encode_prompts(screener, prompts, images)
-    if not once:
-        return SeenPrompts(screener, batch, tuple(places), None)
+    seen = SeenPrompts(screener, batch, tuple(places), None, None)
+    if once == "nothing":
+        return seen
     learns = any(weight.requires_grad for weight in screener.vision_tower.parameters())
     features = []
     for number in range(len(batch.lengths)):
-        given = select_prompts(screener, batch, [number]).image_inputs()
+        given = batch.select([number]).image_inputs()
         with torch.set_grad_enabled(learns):
             features.append(screener.model.model.get_image_features(**given, return_dict=True))
-    return SeenPrompts(screener, batch, tuple(places), features)
-
-
-def select_prompts(screener: Screener, batch: PromptBatch, places: Sequence[int]) -> PromptBatch:
-    """Some prompts of a batch, padded to the longest of them."""
-    rows = torch.tensor(list(places), device=batch.lengths.device)
-    longest = int(batch.lengths[rows].max())
-    counts = list(batch.images_per_prompt)
-    firsts = [sum(counts[:place]) for place in range(len(counts))]
-    chosen = [image for place in places for image in range(firsts[place], firsts[place] + counts[place])]
-    grids = batch.image_grid_thw
-    if not chosen:
-        pixels = batch.pixel_values[:0]
-    elif grids is None:
-        pixels = batch.pixel_values[chosen]
-    else:
-        sizes = grids.prod(-1).tolist()
-        pieces = torch.split(batch.pixel_values, sizes)
-        pixels = torch.cat([pieces[image] for image in chosen])
-    multimodal = screener.architecture is not Architecture.INTERNVL
-    positions = batch.position_ids[..., rows, :longest] if multimodal else batch.position_ids[rows, :longest]
-    return PromptBatch(
-        input_ids=batch.input_ids[rows, :longest],
-        attention_mask=batch.attention_mask[rows, :longest],
-        position_ids=positions,
-        mm_token_type_ids=batch.mm_token_type_ids[rows, :longest],
-        lengths=batch.lengths[rows],
-        next_position=batch.next_position[rows],
-        pixel_values=pixels,
-        image_grid_thw=None if grids is None else grids[chosen],
-        images_per_prompt=tuple(counts[place] for place in places),
-    )
+    seen = replace(seen, features=features)
+    if once == "images":
+        return seen
+    read = []
+    for place in places:
+        with seen.shown([place], graph=learns):
+            read.append(read_prompts(screener, seen.select([place])))
+    return replace(seen, read=read)
 
 
 def _joined(features: Sequence[Any], graph: bool) -> Any:

@@ -21,8 +21,10 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.config import Refused
 from trainer.data import PromptBatch
+from trainer.last_layer import is_short
 from trainer.model import Architecture, Screener
 from trainer.prefix_attention import Layout, Method, lay_out
+from trainer.prompt_reading import ReadPrompts, read_prompts
 
 # Shapes: B groups, P prompt tokens, L tokens of a packed row, N branches of all groups, C completion tokens,
 # T completion tokens of all branches together, H hidden width, V vocabulary.
@@ -59,14 +61,40 @@ class CompletionLogprobs:
     """(N, C) bool, True where the token is the likeliest one: a row true all along is what greedy decoding writes."""
 
 
-def completion_logprobs(screener: Screener, groups: PrefixGroups, temperature: float = 1.0) -> CompletionLogprobs:
+def completion_logprobs(
+    screener: Screener,
+    groups: PrefixGroups,
+    temperature: float = 1.0,
+    read: Sequence[ReadPrompts] | None = None,
+) -> CompletionLogprobs:
     """The log-probability of every completion token of every branch, in one forward pass.
 
-    ValueError when a group has no branch, or a branch no completion or an image placeholder in it.
+    `read`: the groups' prompts, each read by itself before: then the row holds the branches alone, and gradients go on
+    into the prompts' graphs. ValueError when a group has no branch, or a branch no completion or an image placeholder
+    in it.
     """
-    packed = _pack(screener, groups)
-    logprobs_T, greedy_T = screener.inside(_forward, screener, packed, groups.prompts.image_inputs(), temperature)
+    packed = _pack(screener, groups, read is not None)
+    if read is None:
+        logprobs_T, greedy_T = screener.inside(_forward, screener, packed, groups.prompts.image_inputs(), temperature)
+    else:
+        logprobs_T, greedy_T = _go_on(screener, packed, read, temperature)
     return _unflatten(groups, logprobs_T, greedy_T)
+
+
+def _go_on(
+    screener: Screener, packed: _Packed, read: Sequence[ReadPrompts], temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden_BLH = screener.model.model.language_model(
+        input_ids=packed.input_ids,
+        attention_mask=packed.attention_mask,
+        position_ids=packed.position_ids,
+        use_cache=False,
+        shared_prefix=packed.layout,
+        prompt_keys=[one.layers for one in read],
+    ).last_hidden_state
+    # In front, what the first words are predicted from.
+    hidden_TH = torch.cat([*(one.last_NH for one in read), hidden_BLH[0]])
+    return token_logprobs(screener, hidden_TH[packed.sources], packed.targets, temperature)
 
 
 def _forward(
@@ -135,12 +163,15 @@ differs by far more. Rounding in 16 bits grows with depth, and a false alarm wou
 """
 
 
-def self_check(screener: Screener, groups: PrefixGroups, *, thorough: bool = True, bits: int = 32) -> SelfCheck:
+def self_check(
+    screener: Screener, groups: PrefixGroups, *, thorough: bool = True, read_before: bool = False, bits: int = 32
+) -> SelfCheck:
     """Compare the packed row with repeated prompts on two branches: the first group's last and the last group's.
 
     All groups go through the packed forward, so that a branch that sees another one would differ. Gradients are those
     of the first text layer's weights that are trained, through all layers above it. Not thorough: one branch, and no
-    gradients. `bits` are those of what is computed in. SelfCheckFailed beyond SELF_CHECK_TOLERANCE.
+    gradients. `read_before`: prompts are read apart, as GRPO does. `bits` are those of what is computed in. SelfCheckFailed
+    beyond SELF_CHECK_TOLERANCE.
     """
     pixels = _pixels_of_groups(groups.prompts)
     layers = screener.model.model.language_model.layers
@@ -148,7 +179,9 @@ def self_check(screener: Screener, groups: PrefixGroups, *, thorough: bool = Tru
     ends = sorted({0, len(groups.branches) - 1}) if thorough else [0]
     rows = list(itertools.accumulate(len(branches) for branches in groups.branches))
     with torch.set_grad_enabled(thorough and bool(trained)):
-        packed = completion_logprobs(screener, groups).logprobs
+        each = [groups.prompts.select([number]) for number in range(len(groups.branches))]
+        read = [read_prompts(screener, one) for one in each] if read_before else None
+        packed = completion_logprobs(screener, groups, read=read).logprobs
         of_packed = [packed[rows[end] - 1][: len(groups.branches[end][-1].completion)] for end in ends]
         of_repeated = [_alone(screener, groups, end, pixels[end]) for end in ends]
         told, oracle = torch.cat(of_packed), torch.cat(of_repeated)
@@ -221,12 +254,13 @@ class _Packed:
     position_ids: torch.Tensor
     """(3, B, L) or (B, L)"""
     sources: torch.Tensor
-    """(T,) where, in the flattened (B x L) hidden states, each completion token is predicted from."""
+    """(T,) where, in the flattened hidden states that are read, each completion token is predicted from; the prompts'
+    own stand in front where prompts are not in the row."""
     targets: torch.Tensor
     """(T,) the completion tokens."""
 
 
-def _pack(screener: Screener, groups: PrefixGroups) -> _Packed:
+def _pack(screener: Screener, groups: PrefixGroups, prompts_beside: bool = False) -> _Packed:
     # Built on the CPU and moved once: many small writes are slow on an accelerator.
     prompts = groups.prompts
     lengths, starts = prompts.lengths.tolist(), prompts.next_position.tolist()
@@ -236,20 +270,23 @@ def _pack(screener: Screener, groups: PrefixGroups) -> _Packed:
     segments: list[torch.Tensor] = []
     sources: list[torch.Tensor] = []
     targets: list[int] = []
+    in_front = len(lengths) if prompts_beside else 0
     for number, (length, branches) in enumerate(zip(lengths, groups.branches, strict=True)):
         _require_usable(screener, number, branches)
         said = [torch.tensor([*branch.question, *branch.completion]) for branch in branches]
-        rows.append(torch.cat([prompt_ids_BP[number, :length], *said]))
+        own = 0 if prompts_beside else length
+        rows.append(torch.cat([prompt_ids_BP[number, :own], *said]))
         behind = torch.cat([torch.arange(len(tokens)) + starts[number] for tokens in said])
-        before = prompt_positions[..., number, :length].expand(3, -1)
+        before = prompt_positions[..., number, :own].expand(3, -1)
         positions.append(torch.cat([before, behind.expand(3, -1)], 1))
-        sizes = torch.tensor([length, *(len(tokens) for tokens in said)])
+        sizes = torch.tensor([own, *(len(tokens) for tokens in said)])
         segments.append(torch.arange(len(sizes)).repeat_interleave(sizes))
-        at = length
+        at = own
         for branch, tokens in zip(branches, said, strict=True):
-            source = torch.arange(at - 1, at - 1 + len(tokens))[len(branch.question) :]
+            source = torch.arange(at - 1, at - 1 + len(tokens))[len(branch.question) :] + in_front
             if not branch.question:
-                source[0] = length - 1  # the first word follows the prompt, not the branch before it
+                # The first word follows the prompt, not the branch before it.
+                source[0] = number - sum(map(len, rows[:-1])) if prompts_beside else length - 1
             sources.append(source)
             targets.extend(branch.completion)
             at += len(tokens)
@@ -270,14 +307,19 @@ def _pack(screener: Screener, groups: PrefixGroups) -> _Packed:
         ]
         method: Method = screener.prefix_attention  # type: ignore[assignment]
         # Of four dimensions, a mask is taken as it is: nothing of the row's size squared is ever made.
-        layout, mask = lay_out(shapes, method, device), torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        layout = lay_out(shapes, method, device, prompts_beside=prompts_beside)
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
     multimodal = screener.architecture is not Architecture.INTERNVL
+    sources_T = torch.cat([source + begin for source, begin in zip(sources, of_group, strict=True)]).to(device)
+    if layout is not None and layout.last is not None and is_short(screener.model):
+        # The last layer answers with these rows only.
+        sources_T = torch.searchsorted(layout.last_rows_Q, sources_T)
     return _Packed(
         input_ids=ids_BL.to(device),
         attention_mask=mask,
         layout=layout,
         position_ids=(positions_3BL if multimodal else positions_3BL[0]).to(device),
-        sources=torch.cat([source + begin for source, begin in zip(sources, of_group, strict=True)]).to(device),
+        sources=sources_T,
         targets=torch.tensor(targets, device=device),
     )
 

@@ -198,17 +198,21 @@ def test_a_run_directory_in_use_is_refused(export: Path, start: Path, tmp_path: 
         RunDirectory(config(export, start, tmp_path / "run"))
 
 
-def test_images_seen_once_give_the_same_update_as_seen_again(any_start: Path, export: Path, tmp_path: Path) -> None:
+def test_what_is_computed_once_gives_the_same_update_as_what_is_computed_again(
+    any_start: Path, export: Path, tmp_path: Path
+) -> None:
     moved = []
-    for once in (True, False):
-        made = config(export, any_start, tmp_path / str(once), start_gate="off", vision_once=once, vision_lr=1.0)
+    for once in ("prompts", "images", "nothing"):
+        made = config(export, any_start, tmp_path / once, start_gate="off", compute_once=once, vision_lr=1.0)
         run = grpo.build(made)
         towers: list[int] = []
         run.screener.vision_tower.register_forward_hook(lambda *_, towers=towers: towers.append(1))
         step, _ = gradient(run, self_check=False)
         moved.append(step)
-        assert len(towers) == (4 if once else 2)  # prompt by prompt; else all together, for writing and for learning
-    assert torch.allclose(moved[0], moved[1], atol=2e-5)
+        # Prompt by prompt; else all together, for writing and for learning.
+        assert len(towers) == (2 if once == "nothing" else 4)
+    assert torch.allclose(moved[0], moved[2], atol=2e-5)
+    assert torch.allclose(moved[1], moved[2], atol=2e-5)
 
 
 def test_groups_without_an_advantage_count_in_a_mean_over_tokens(export: Path, start: Path, tmp_path: Path) -> None:

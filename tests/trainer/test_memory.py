@@ -138,9 +138,11 @@ def test_what_to_lower_goes_on_until_nothing_is_left() -> None:
     given = ["export_dir=e", "model_dir=m", "run_dir=r", "steps=1"]
     assert "groups_per_forward (now 8)" in grpo._lower(load_config(GRPOConfig, None, given))
     one = [*given, "groups_per_forward=1"]
-    assert "vision_once" in grpo._lower(load_config(GRPOConfig, None, one))
-    twice = [*one, "vision_once=false"]
+    assert "compute_once=images" in grpo._lower(load_config(GRPOConfig, None, one))
+    assert "compute_once=nothing" in grpo._lower(load_config(GRPOConfig, None, [*one, "compute_once=images"]))
+    twice = [*one, "compute_once=nothing"]
     assert "gradient_checkpointing" in grpo._lower(load_config(GRPOConfig, None, twice))
+    assert "compute_once=nothing" in grpo._lower(load_config(GRPOConfig, None, [*one, "gradient_checkpointing=true"]))
     assert "lora.r" in grpo._lower(load_config(GRPOConfig, None, [*twice, "gradient_checkpointing=true"]))
 
 

@@ -18,6 +18,7 @@ from trainer.data import completion_ids, encode_prompts, question_ids
 from trainer.images import pixel_inputs
 from trainer.lora import add_adapter
 from trainer.model import PrefixAttention, Screener, checkpoint_layers
+from trainer.prompt_reading import read_prompts
 from trainer.shared_prefix import (
     Branch,
     CompletionLogprobs,
@@ -72,9 +73,20 @@ def run(
     return out, {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-def assert_equal_to_repeated_prompts(screener: Screener, make_groups: MakeGroups, atol: float = 1e-5) -> None:
+def read_before(screener: Screener, groups: PrefixGroups) -> CompletionLogprobs:
+    """Each prompt read by itself, and then the branches alone."""
+    read = [read_prompts(screener, groups.prompts.select([number])) for number in range(len(groups.branches))]
+    return completion_logprobs(screener, groups, read=read)
+
+
+def assert_equal_to_repeated_prompts(
+    screener: Screener,
+    make_groups: MakeGroups,
+    function: Callable[..., CompletionLogprobs] = completion_logprobs,
+    atol: float = 1e-5,
+) -> None:
     groups, images = make_groups(screener)
-    packed, packed_gradients = run(screener, completion_logprobs, groups)
+    packed, packed_gradients = run(screener, function, groups)
     naive, naive_gradients = run(screener, repeated_prompt_logprobs, groups, images)
     assert torch.equal(packed.mask, naive.mask)
     assert torch.equal(packed.greedy, naive.greedy)
@@ -91,6 +103,19 @@ def assert_equal_to_repeated_prompts(screener: Screener, make_groups: MakeGroups
 @pytest.mark.parametrize("method", ["merged", "joined", "mask"])
 def test_it_equals_repeated_prompts(any_screener: Screener, method: PrefixAttention, make_groups: MakeGroups) -> None:
     assert_equal_to_repeated_prompts(replace(any_screener, prefix_attention=method), make_groups)
+
+
+@pytest.mark.parametrize("make_groups", [sft_groups, grpo_groups])
+@pytest.mark.parametrize("method", ["merged", "joined"])
+def test_prompts_read_before_give_the_same(
+    any_screener: Screener, method: PrefixAttention, make_groups: MakeGroups
+) -> None:
+    assert_equal_to_repeated_prompts(replace(any_screener, prefix_attention=method), make_groups, read_before)
+
+
+def test_prompts_read_before_give_the_same_with_adapters(any_screener: Screener) -> None:
+    with_adapter(any_screener)
+    assert_equal_to_repeated_prompts(any_screener, grpo_groups, read_before)
 
 
 @pytest.mark.parametrize("method", ["merged", "joined"])
@@ -158,16 +183,19 @@ def test_sixteen_bits_pass_the_check(any_screener: Screener, method: PrefixAtten
 def test_the_first_batch_is_checked(screener: Screener, monkeypatch: pytest.MonkeyPatch) -> None:
     groups, _ = sft_groups(screener)
     assert self_check(screener, groups).worst < 1e-5
+    assert self_check(screener, groups, read_before=True).worst < 1e-5
     backward = prefix_attention._flash_backward
     monkeypatch.setattr(prefix_attention, "_flash_backward", lambda *a, **k: [2 * g for g in backward(*a, **k)])
     with pytest.raises(SelfCheckFailed, match=r"gradients.*prefix_attention=mask") as refused:
         self_check(screener, groups)
     assert "\n" not in str(refused.value)
+    with pytest.raises(SelfCheckFailed, match=r"gradients.*prefix_attention=mask"):
+        self_check(screener, groups, read_before=True)
     monkeypatch.undo()
     shapes = prefix_attention.lay_out
 
-    def a_token_early(given: list[tuple[int, list[int]]], *rest: Any) -> object:
-        return shapes([(prompt - 1, [first + 1, *others]) for prompt, (first, *others) in given], *rest)
+    def a_token_early(given: list[tuple[int, list[int]]], *rest: Any, **named: Any) -> object:
+        return shapes([(prompt - 1, [first + 1, *others]) for prompt, (first, *others) in given], *rest, **named)
 
     monkeypatch.setattr(shared_prefix, "lay_out", a_token_early)
     with pytest.raises(SelfCheckFailed, match=r"log-probabilities.*prefix_attention=mask"):
