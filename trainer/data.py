@@ -8,6 +8,7 @@ Not here: pixels (images.py), several branches behind one head (shared_prefix.py
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,17 +77,6 @@ def read_split(
     if not records:
         raise ExportRefused(f"{export_dir}: there is no {split} record in {', '.join(sorted(wanted))}")
     return same_polarity(records, polarity)
-
-
-def read_examples(
-    export_dir: Path,
-    split: Split,
-    dimensions: Sequence[Dimension],
-    polarity: Polarity | None,
-    kind: PromptKind = PromptKind.ASK,
-) -> list[Example]:
-    """The records of one side of an export (`read_split`), each with its prompt of one kind."""
-    return [make_example(record, kind) for record in read_split(export_dir, split, dimensions, polarity)]
 
 
 def make_example(record: Record, kind: PromptKind) -> Example:
@@ -266,16 +256,27 @@ _QUESTION = "\ue000"  # stands for the question while the chat template is rende
 
 
 class _Key:
-    """A screener as a cache key: by identity, since its parts are large and never exchanged."""
+    """A screener as a cache key: by its tokenizer's identity, and held weakly, so that no cache keeps a model alive."""
 
     def __init__(self, screener: Screener) -> None:
-        self.screener = screener
+        self._screener = weakref.ref(screener)
+        self._tokenizer = weakref.ref(screener.tokenizer)
+        self._hash = id(screener.tokenizer)
+
+    @property
+    def screener(self) -> Screener:
+        """Asked for only while something is computed for it: whoever asks the cache holds it."""
+        found = self._screener()
+        if found is None:
+            raise ReferenceError("the screener of this key is gone")
+        return found
 
     def __hash__(self) -> int:
-        return id(self.screener.tokenizer)
+        return self._hash
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Key) and self.screener.tokenizer is other.screener.tokenizer
+        ours = self._tokenizer()
+        return ours is not None and isinstance(other, _Key) and ours is other._tokenizer()
 
 
 @lru_cache(maxsize=64)

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -116,6 +117,16 @@ class Screener:
         inner = self.model.model
         return inner.vision_tower if self.architecture is Architecture.INTERNVL else inner.visual
 
+    @property
+    def sight_learns(self) -> bool:
+        """Whether anything that stands before the text stack is trained: the tower, or what joins it to the text.
+
+        Where nothing is, what images become stays the same for a whole run, and needs no graph.
+        """
+        inner = self.model.model
+        text = {id(weight) for weight in inner.language_model.parameters()}
+        return any(weight.requires_grad for weight in inner.parameters() if id(weight) not in text)
+
 
 def resolve_device(device: str) -> torch.device:
     """`auto` takes CUDA where there is one. ModelRefused when cuda is asked for and absent."""
@@ -154,7 +165,7 @@ def load_screener(directory: Path, device: str = "auto", dtype: str = "auto") ->
             attn_implementation="sdpa",
             local_files_only=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelRefused(f"{directory}: the weights cannot be loaded ({_one_line(error)})") from None
     tokenizer = _read_tokenizer(directory)
     if tokenizer is None:

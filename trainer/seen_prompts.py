@@ -91,7 +91,7 @@ def see(
     seen = SeenPrompts(screener, batch, tuple(places), None, None)
     if once == "nothing":
         return seen
-    learns = any(weight.requires_grad for weight in screener.vision_tower.parameters())
+    learns = screener.sight_learns
     features = []
     for number in range(len(batch.lengths)):
         given = batch.select([number]).image_inputs()

@@ -145,7 +145,12 @@ def warm_up(
         width = screener.model.get_input_embeddings().weight.shape[1]
         head = ComparisonHead(width, [1 + len(classes[d]) for d in used]).to(screener.device)
         naming = NamingHead(width, [len(names) for names in values.values()]).to(screener.device)
-    trained = [*_seeing_parameters(screener), *head.parameters(), *naming.parameters()]
+    seeing = _seeing_parameters(screener)
+    trained = [*seeing, *head.parameters(), *naming.parameters()]
+    # A tower that the run behind this phase leaves as it is (vision_lr=0) is frozen by now.
+    frozen = [weight for weight in seeing if not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.02, fused=True)
     budget = Budget(steps=config.steps, minutes=config.minutes)
     screener.model.train()
@@ -160,6 +165,8 @@ def warm_up(
         budget.done_steps += 1
         if on_step(budget, figures):
             break
+    for weight in frozen:
+        weight.requires_grad_(False)
     screener.model.eval()
 
 

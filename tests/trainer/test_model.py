@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.trainer.conftest import TEXTS, make_screener, model_directory
+from tests.trainer.conftest import TEXTS, make_screener, model_directory, random_images
 from trainer.contract import prompts
 from trainer.contract.answers import format_completion
 from trainer.contract.dimensions import DIMENSIONS, Dimension, Polarity
 from trainer.data import completion_ids, encode_prompts, plain_text, question_ids, token_ids
-from trainer.model import ModelRefused, Screener, load_screener, new_screener
+from trainer.model import ModelRefused, Screener, load_screener, new_screener, save_screener
 from trainer.tokenizer import train_tokenizer
 
 LINEAR = ["full_attention", "linear_attention"]
@@ -42,6 +44,25 @@ def test_what_is_not_understood_is_refused(tmp_path: Path, config: dict[str, obj
 def test_a_model_without_weights_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match="expected weights"):
         load_screener(model_directory(tmp_path / "new", "qwen3_vl"))
+
+
+def test_weights_that_were_cut_short_are_refused(screener: Screener, tmp_path: Path) -> None:
+    save_screener(screener, tmp_path / "saved")
+    weights = tmp_path / "saved" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelRefused, match="saved: the weights cannot be loaded"):
+        load_screener(tmp_path / "saved", "cpu")
+
+
+def test_no_cache_keeps_a_model_in_memory(tmp_path: Path) -> None:
+    made = make_screener(tmp_path)
+    asked = prompts.ask(Dimension.PHYSICAL_SHADOW, Polarity.ACCEPTABLE, 4)
+    first = encode_prompts(made, [asked], [random_images(5)])
+    assert torch.equal(encode_prompts(made, [asked], [random_images(5)]).input_ids, first.input_ids)
+    model = weakref.ref(made.model)
+    del made
+    gc.collect()
+    assert model() is None
 
 
 def test_one_seed_gives_one_model(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from tests.trainer.conftest import MakeExport
 from trainer.contract.dimensions import Dimension, Split
@@ -30,7 +32,7 @@ def colours(record: Record) -> list[dict[str, str]]:
     return [{"colour": "grey"}, *({"colour": colour} for colour in said)]
 
 
-def losses(screener: Screener, export: Path, records: list[Record], **config: float) -> list[float]:
+def losses(screener: Screener, export: Path, records: list[Record], **config: Any) -> list[float]:
     found: list[float] = []
 
     def on_step(budget: Budget, figures: dict[str, float]) -> bool:
@@ -41,7 +43,7 @@ def losses(screener: Screener, export: Path, records: list[Record], **config: fl
         screener,
         group_by_sample(records),
         ImageStore(screener, export),
-        VisionWarmupConfig(steps=60, batch_samples=8, **config),
+        VisionWarmupConfig(**{"steps": 60, "batch_samples": 8, **config}),
         seed=0,
         mirrored=False,
         on_step=on_step,
@@ -55,6 +57,15 @@ def test_it_learns_to_name_what_images_show(screener: Screener, export: Path) ->
     told = [replace(record, answer=frozenset("AB"), meta={"traits": colours(record)}) for record in records]
     with_names = losses(screener, export, told, naming_weight=10.0)
     assert sum(with_names[-5:]) < 0.5 * sum(with_names[:5])
+
+
+def test_a_tower_that_is_frozen_afterwards_learns_meanwhile(any_screener: Screener, export: Path) -> None:
+    tower = any_screener.vision_tower.requires_grad_(False)
+    before = [weight.detach().clone() for weight in tower.parameters()]
+    records = read_split(export, Split.TRAIN, SHADOW, None)
+    losses(any_screener, export, records, steps=2)
+    assert any(not torch.equal(now, then) for now, then in zip(tower.parameters(), before, strict=True))
+    assert not any(weight.requires_grad for weight in tower.parameters())
 
 
 def test_traits_that_do_not_fit_the_images_are_left_out(screener: Screener, export: Path) -> None:
