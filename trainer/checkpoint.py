@@ -17,7 +17,7 @@ import platform
 import random
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from trainer.config import ConfigRefused, Refused, TrainingConfig, settings_json
+from trainer.contract.exports import ExportRefused
 from trainer.distributed import ALONE, Ranks, is_split, optimizer_state, split_like, whole_weights
 from trainer.lora import ADAPTER, save_adapter
 from trainer.model import Screener, save_screener
@@ -75,27 +76,38 @@ class RunDirectory:
         except OSError as error:
             raise ConfigRefused(f"run_dir: {self.path}: {error.strerror}") from None
 
+    def refuse_another_run(self, command: str, export_version: str) -> None:
+        """ConfigRefused when the run to go on with was of another command, dataset version or kind of record."""
+        told = _read_json(self.path / "config.json")
+        began = told.get("command", command)
+        if began != command:
+            raise ConfigRefused(f"run_dir: {self.path} holds a run of {began}; choose another for {command}")
+        before = _read_json(self.path / "environment.json").get("export_version", export_version)
+        if before != export_version:
+            raise ConfigRefused(f"export_dir: {self.path} began with version {before}, this is {export_version}")
+        settings = settings_json(self._config)
+        for name in ("dimensions", "polarity"):  # what is remembered of records would be of others
+            if name in told and _as_set(told[name]) != _as_set(settings[name]):
+                raise ConfigRefused(f"{name}: {self.path} began with {_as_set(told[name])}, expected the same")
+
     def begin(self, config: TrainingConfig, command: str, export_version: str, state: TrainerState) -> None:
         """Write what the run is; on a resume, drop metrics of steps after the checkpoint, which will come again.
 
-        ConfigRefused when the run to go on with learnt from another dataset version.
+        ConfigRefused as `refuse_another_run`; what is refused leaves no trace that would keep others out.
         """
         if not self._ranks.main:
             return
-        told = self.path / "environment.json"
-        before = json.loads(told.read_text(encoding="utf-8"))["export_version"] if told.exists() else export_version
-        if before != export_version:
-            raise ConfigRefused(f"export_dir: {self.path} began with version {before}, this is {export_version}")
-        settings = settings_json(config)
-        _write_json(self.path / "config.json", {"command": command, **settings})
-        sittings = json.loads(told.read_text(encoding="utf-8")).get("sittings", []) if told.exists() else []
+        self.refuse_another_run(command, export_version)
+        settings = {"command": command, **settings_json(config)}
+        self._trackers = open_trackers(config.tracking, self.path, settings, state.step)
+        sittings = _read_json(self.path / "environment.json").get("sittings", [])
         sitting = {"from_step": state.step, "at": datetime.now(UTC).isoformat(timespec="seconds")}
         about = {**environment(config.seed, export_version), "sittings": [*sittings, sitting]}
-        _write_json(told, about)
+        _write_json(self.path / "config.json", settings)
+        _write_json(self.path / "environment.json", about)
         kept_to = state.step if self.latest_checkpoint() else -1
         for name in STEP_LOGS:
             _cut_log(self.path / name, kept_to)
-        self._trackers = open_trackers(config.tracking, self.path, {"command": command, **settings}, state.step)
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and the same to whoever else is told (`tracking`)."""
@@ -188,6 +200,17 @@ class RunDirectory:
             raise NotSaved(f"{target}: could not be written ({why}); {stands}") from None
 
 
+@contextlib.contextmanager
+def saved_if_it_fails(config: TrainingConfig, save: Callable[[], object]) -> Iterator[None]:
+    """For evaluations between steps: what is refused or interrupted inside costs no training, `save` comes first."""
+    try:
+        yield
+    except (Refused, ExportRefused, KeyboardInterrupt):
+        if not config.fsdp:  # split weights are saved by all processes together, and the others know of nothing
+            save()
+        raise
+
+
 def restore(checkpoint: Path, optimizer: torch.optim.Optimizer, device: torch.device) -> TrainerState:
     """Put optimizer and random generators back as they were; the model is loaded from ``checkpoint/model``.
 
@@ -215,8 +238,9 @@ def find_model(path: Path) -> Path:
 
     ConfigRefused for a run that holds none.
     """
-    if (path / MODEL / "config.json").exists():
-        return path / MODEL
+    for standing in (path / MODEL, path / f"{MODEL}-2"):  # the second between two renames only
+        if (standing / "config.json").exists():
+            return standing
     checkpoints = sorted((path / CHECKPOINTS).glob(f"step-*[0-9]/{MODEL}"))
     if not checkpoints and run_settings(path) and not any(path.glob("*.safetensors")):
         raise ConfigRefused(f"{path}: this run has no whole model yet: go on with it (resume=true) to its end")
@@ -311,6 +335,24 @@ def _cut_log(path: Path, step: int) -> None:
     partial.replace(path)
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """What one of the directory's files tells; nothing where there is none. ConfigRefused when it is damaged."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigRefused(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    if not isinstance(told, dict):
+        raise ConfigRefused(f"{path}: cannot be read (it holds no settings)")
+    return told
+
+
+def _as_set(value: Any) -> str:
+    """A setting's value as it would be given, a list in one order."""
+    return ",".join(sorted(value)) if isinstance(value, list) else str(value).lower()
+
+
 def _write_json(path: Path, value: object) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -332,10 +374,22 @@ def _flush(directory: Path) -> None:
 
 
 def _replace(partial: Path, target: Path) -> None:
-    # A rename is all or nothing, and the old directory stays complete under another name until the new one stands.
-    old = target.with_name(target.name + ".old.partial")
+    """Put a complete directory where another may stand. At any moment one of the two stands complete, under a name
+    that counts: a checkpoint's second name sorts behind its first, and before those of later steps.
+    """
+    second, old = target.with_name(f"{target.name}-2"), target.with_name(target.name + ".old.partial")
+    if second.exists():  # a kill came between two of these renames
+        _exchange(second, target, old)
+    if target.exists():
+        partial.rename(second)
+        _exchange(second, target, old)
+    else:
+        partial.rename(target)
+
+
+def _exchange(second: Path, target: Path, old: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    partial.rename(target)
+    second.rename(target)
     shutil.rmtree(old, ignore_errors=True)

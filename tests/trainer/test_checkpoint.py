@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 
 from tests.trainer.conftest import make_screener
 from trainer.checkpoint import RunDirectory, TrainerState, restore
-from trainer.config import ConfigRefused, TrainingConfig
+from trainer.config import ConfigRefused, Tracker, TrainingConfig
+from trainer.contract.dimensions import Dimension
 from trainer.model import Screener
 from trainer.optimization import Diverged, clip_and_step, learning_rate_at, make_optimizer, refuse_divergence
+from trainer.tracking import TrackingRefused
 
 
 def settings(tmp_path: Path, **fields: object) -> TrainingConfig:
@@ -75,6 +78,58 @@ def test_a_run_does_not_go_on_with_another_version(tmp_path: Path) -> None:
     RunDirectory(config).begin(config, "sft", "one", TrainerState())
     with pytest.raises(ConfigRefused, match="began with version one"):
         RunDirectory(config).begin(config, "sft", "two", TrainerState())
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_saving_the_same_step_again_is_never_without_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    config = settings(tmp_path)
+    screener = make_screener(tmp_path / "model")
+    optimizer = make_optimizer(screener, config)
+    directory = RunDirectory(config)
+    directory.save_checkpoint(screener, optimizer, TrainerState(step=7, seconds=1.0))
+    rename, left = Path.rename, iter([True] * renames)
+
+    def killed(self: Path, target: Path) -> Path:
+        if "step" in self.name and not next(left, False):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        directory.save_checkpoint(screener, optimizer, TrainerState(step=7, seconds=2.0))
+    monkeypatch.undo()
+    latest = directory.latest_checkpoint()
+    assert latest is not None
+    assert restore(latest, optimizer, torch.device("cpu")).seconds == (2.0 if renames else 1.0)
+    # The next time settles it.
+    where = directory.save_checkpoint(screener, optimizer, TrainerState(step=7, seconds=3.0))
+    assert restore(where, optimizer, torch.device("cpu")).seconds == 3.0
+    assert [path.name for path in where.parent.iterdir() if not path.name.endswith(".partial")] == ["step-00000007"]
+
+
+def test_a_run_goes_on_as_what_it_began(tmp_path: Path) -> None:
+    config = settings(tmp_path, resume=True)
+    RunDirectory(config).begin(config, "sft", "one", TrainerState())
+    with pytest.raises(ConfigRefused, match="holds a run of sft; choose another for grpo"):
+        RunDirectory(config).refuse_another_run("grpo", "one")
+    other = settings(tmp_path, resume=True, dimensions=(Dimension.PHYSICAL_SHADOW,))
+    with pytest.raises(ConfigRefused, match=r"dimensions: .* began with .*,physical_shadow"):
+        RunDirectory(other).refuse_another_run("sft", "one")
+    again = settings(tmp_path, resume=True, dimensions=tuple(reversed(list(Dimension))))
+    RunDirectory(again).refuse_another_run("sft", "one")
+    (config.run_dir / "config.json").write_text("{")
+    with pytest.raises(ConfigRefused, match=r"config.json: cannot be read"):
+        RunDirectory(config).refuse_another_run("sft", "one")
+
+
+def test_a_start_that_is_refused_leaves_the_directory_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = settings(tmp_path, tracking=(Tracker.TENSORBOARD, Tracker.WANDB))
+    with pytest.raises(TrackingRefused):
+        RunDirectory(config).begin(config, "sft", "one", TrainerState())
+    RunDirectory(settings(tmp_path)).begin(settings(tmp_path), "sft", "one", TrainerState())
 
 
 def test_the_rate_rises_falls_and_waits_for_the_tower(tmp_path: Path) -> None:
