@@ -178,20 +178,30 @@ def self_check(
     trained = [weight for layer in layers for weight in layer.parameters() if weight.requires_grad][:16]
     ends = sorted({0, len(groups.branches) - 1}) if thorough else [0]
     rows = list(itertools.accumulate(len(branches) for branches in groups.branches))
+
+    def gradients(logprobs: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(logprobs.sum(), trained)) if logprobs.requires_grad else []
+
     with torch.set_grad_enabled(thorough and bool(trained)):
         each = [groups.prompts.select([number]) for number in range(len(groups.branches))]
         read = [read_prompts(screener, one) for one in each] if read_before else None
         packed = completion_logprobs(screener, groups, read=read).logprobs
-        of_packed = [packed[rows[end] - 1][: len(groups.branches[end][-1].completion)] for end in ends]
-        of_repeated = [_alone(screener, groups, end, pixels[end]) for end in ends]
-        told, oracle = torch.cat(of_packed), torch.cat(of_repeated)
-    apart = 0.0
-    if told.requires_grad:
-        ours = torch.autograd.grad(told.sum(), trained)
-        theirs = torch.autograd.grad(oracle.sum(), trained)
-        size = sum(float(b.abs().sum()) for b in theirs)
-        apart = sum(float((a - b).abs().sum()) for a, b in zip(ours, theirs, strict=True)) / size if size else 0.0
-    found = SelfCheck(float((told - oracle).detach().abs().mean()), apart)
+        told = torch.cat([packed[rows[end] - 1][: len(groups.branches[end][-1].completion)] for end in ends])
+        # One graph at a time: together they would need more memory than any step to come.
+        ours = gradients(told)
+        told = told.detach()
+        del packed, read
+        of_repeated: list[torch.Tensor] = []
+        theirs = [torch.zeros_like(gradient) for gradient in ours]
+        for end in ends:
+            alone = _alone(screener, groups, end, pixels[end])
+            for sum_of, gradient in zip(theirs, gradients(alone), strict=True):
+                sum_of += gradient
+            of_repeated.append(alone.detach())
+        oracle = torch.cat(of_repeated)
+    size = sum(float(b.abs().sum()) for b in theirs)
+    apart = sum(float((a - b).abs().sum()) for a, b in zip(ours, theirs, strict=True)) / size if size else 0.0
+    found = SelfCheck(float((told - oracle).abs().mean()), apart)
     measured = {"log-probabilities": found.logprobs, "gradients": found.gradients}
     for (what, difference), most in zip(measured.items(), SELF_CHECK_TOLERANCE[bits], strict=True):
         if not difference <= most:  # a NaN too

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,6 +154,47 @@ def teach_the_form(screener: Screener, export: Path, dimensions: tuple[Dimension
         optimizer.zero_grad()
 
 
+class KeptForBackward:
+    """Inside, `most` is how many bytes autograd ever held at one time, weights left out."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.most = self._now = 0
+        self._weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+        self._held: Counter[int] = Counter()
+
+    def __enter__(self) -> KeptForBackward:
+        self._hooks: Any = torch.autograd.graph.saved_tensors_hooks(
+            lambda kept: _Kept(self, kept), lambda it: it.tensor
+        )
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._hooks.__exit__(kind, error, at)
+
+    def count(self, tensor: torch.Tensor, change: int) -> None:
+        """One more or one less that holds this tensor's memory."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in self._weights:
+            return
+        before = self._held[storage.data_ptr()]
+        self._held[storage.data_ptr()] = before + change
+        if not before or not before + change:
+            self._now += change * storage.nbytes()
+        self.most = max(self.most, self._now)
+
+
+class _Kept:
+    """A tensor that autograd holds; gone when autograd lets it go."""
+
+    def __init__(self, counts: KeptForBackward, tensor: torch.Tensor) -> None:
+        self.counts, self.tensor = counts, tensor.detach()
+        counts.count(self.tensor, 1)
+
+    def __del__(self) -> None:
+        self.counts.count(self.tensor, -1)
+
+
 def random_images(count: int, seed: int = 0, height: int = SIDE, width: int = SIDE) -> list[torch.Tensor]:
     """Prepared images of noise."""
     generator = torch.Generator().manual_seed(seed)
@@ -176,7 +220,13 @@ GREEN, RED = (30, 200, 60), (200, 40, 40)
 def make_export(tmp_path: Path) -> MakeExport:
     """An export whose answers can be seen: green candidates are acceptable, red ones are not."""
 
-    def make(samples: int = 8, rationales: bool = True, dimensions: tuple[Dimension, ...] = tuple(Dimension)) -> Path:
+    def make(
+        samples: int = 8,
+        rationales: bool = True,
+        dimensions: tuple[Dimension, ...] = tuple(Dimension),
+        untold: tuple[Split, ...] = (),
+        directory: str = "export",
+    ) -> Path:
         stored = tmp_path / "stored"
         stored.mkdir(exist_ok=True)
         records: list[Record] = []
@@ -189,19 +239,21 @@ def make_export(tmp_path: Path) -> MakeExport:
                 pictures.append(write_image(stored, colour, noise))
             answer: Answer = frozenset(name for name, is_good in zip(letters(4), good, strict=True) if is_good)
             seen = " ".join(f"{name}: {'green' if name in answer else 'red'}." for name in letters(4))
+            split = Split.VALIDATION if number % 4 == 3 else Split.TRAIN
+            told = rationales and split not in untold
             records.extend(
                 Record(
                     id=f"s{number:04d}:{dimension}",
                     sample_id=f"s{number:04d}",
-                    split=Split.VALIDATION if number % 4 == 3 else Split.TRAIN,
+                    split=split,
                     dimension=dimension,
                     polarity=Polarity.ACCEPTABLE,
                     original=pictures[0],
                     candidates=tuple(pictures[1:]),
                     answer=answer,
                     answer_source=AnswerSource.GOLD,
-                    rationale=seen if rationales else "",
-                    approach=Approach.MANUAL if rationales else None,
+                    rationale=seen if told else "",
+                    approach=Approach.MANUAL if told else None,
                     annotators=1,
                     agreement=None,
                     prompt_version="ask-1",
@@ -209,16 +261,16 @@ def make_export(tmp_path: Path) -> MakeExport:
                 )
                 for dimension in dimensions
             )
-        directory = tmp_path / "export"
+        written = tmp_path / directory
         write_export(
-            directory,
+            written,
             records=sorted(records, key=lambda record: record.id),
             polarity=Polarity.ACCEPTABLE,
             prompt_versions={kind.value: version for kind, version in PROMPT_VERSIONS.items()},
             image_source=lambda path: stored / Path(path).name,
             about={"name": "colours"},
         )
-        return directory
+        return written
 
     return make
 
