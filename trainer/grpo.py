@@ -9,28 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import DIFFICULTY, HARD_CASES, REVIEW, SAMPLES, RunDirectory, TrainerState, restore
-from trainer.config import Refused, TrainingConfig, require
+from trainer.checkpoint import (
+    DIFFICULTY,
+    HARD_CASES,
+    REVIEW,
+    SAMPLES,
+    RunDirectory,
+    TrainerState,
+    saved_if_it_fails,
+)
+from trainer.config import ConfigRefused, Refused, TrainingConfig, require
 from trainer.contract.dimensions import Split
 from trainer.contract.exports import ExportRefused
 from trainer.contract.prompts import PromptKind
 from trainer.contract.records import Record
 from trainer.contract.scores import Grade, RewardWeights, ScoreVariant, chance_levels
-from trainer.data import encode_prompts, make_example, open_export, read_split
+from trainer.data import PromptBatch, encode_prompts, make_example, read_split
 from trainer.distributed import ALONE, Ranks, joined_ranks
 from trainer.hard_cases import HardCaseConfig, HardCaseMode, HardCases, ReviewReason
 from trainer.images import ImageStore
 from trainer.lora import adapter_disabled
-from trainer.memory import announce, estimate, load_of, naming_what_to_lower
+from trainer.memory import Load, announce, estimate, load_of, naming_what_to_lower
 from trainer.model import Screener, load_screener
 from trainer.objective import (
     ImportanceLevel,
@@ -48,12 +57,20 @@ from trainer.optimization import (
     Budget,
     clip_and_step,
     computing,
-    make_optimizer,
     refuse_divergence,
     set_learning_rate,
     training_screener_dtype,
 )
-from trainer.preparation import check_first_batch, prepare, refresh, split, start_directory
+from trainer.pace import forward_seconds, learning_seconds, told_estimate
+from trainer.preparation import (
+    as_configured,
+    check_first_batch,
+    make_ready,
+    open_run,
+    refresh,
+    split,
+    start_directory,
+)
 from trainer.progress import Progress, StopBetweenSteps, told_pace
 from trainer.rewards import exact_by_dimension, grade_completions, mean_figures, sample_row
 from trainer.rollout import Sampling, Written, generate
@@ -179,6 +196,11 @@ class GRPOConfig(TrainingConfig):
         require(self.beta >= 0, f"beta: expected 0 or more, got {self.beta:g}")
         for name in ("evaluate_every", "evaluate_records", "start_records"):
             require(getattr(self, name) >= 0, f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.vllm_model_dir is not None:
+            inside = self.vllm_model_dir.resolve().is_relative_to(self.model_dir.resolve())
+            require(
+                not inside, f"vllm_model_dir: {self.vllm_model_dir} is written anew: expected it outside of model_dir"
+            )
 
     @property
     def once(self) -> Once:
@@ -230,11 +252,6 @@ class Run:
     told_pace: bool = False
     """Whether this sitting has said how long a step takes."""
 
-    @property
-    def frozen_vision(self) -> bool:
-        """Whether the tower stays as it is."""
-        return not any(weight.requires_grad for weight in self.screener.vision_tower.parameters())
-
 
 def main(config: GRPOConfig) -> None:
     """Train, and leave the model in ``run_dir/model``. A stop saves a checkpoint and raises KeyboardInterrupt."""
@@ -248,121 +265,149 @@ def main(config: GRPOConfig) -> None:
 
 def build(config: GRPOConfig, ranks: Ranks = ALONE) -> Run:
     """Read export and model, or the last checkpoint where the run is resumed. Refused says what is wrong."""
-    require(
-        config.prompts_per_step >= ranks.count,
-        f"prompts_per_step: expected at least one for each of {ranks.count} processes, got {config.prompts_per_step}",
-    )
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    directory = RunDirectory(config, ranks)
-    manifest = open_export(config.export_dir)
+    opened = open_run(config, "grpo", ranks, shared="prompts_per_step")
     records = read_split(config.export_dir, Split.TRAIN, config.dimensions, config.polarity)
-    checkpoint = directory.latest_checkpoint() if config.resume else None
-    dtype = training_screener_dtype(config)
-    screener = load_screener(start_directory(config, checkpoint), config.device, dtype)
-    reference = None
-    if config.beta and not config.lora.r:
-        start = load_screener(config.model_dir, config.device, dtype) if checkpoint else screener
-        reference = replace(start, model=copy.deepcopy(start.model).requires_grad_(False))
-        split(reference, config)
-    screener = prepare(screener, config, ranks, checkpoint, dropout=False)
-    writer = split(screener, config)
-    optimizer = make_optimizer(screener, config)
+    start = load_screener(start_directory(config, opened.checkpoint), config.device, training_screener_dtype(config))
+    reference = _reference(config, opened.checkpoint, start)
+    ready = make_ready(opened, start, config, ranks, dropout=False)
     mining = config.mining if config.hard_cases else replace(config.mining, mode=HardCaseMode.OFF)
     hard_cases = HardCases({record.id: record.answer for record in records}, mining, config.seed)
-    state = TrainerState()
-    if checkpoint:
-        state = restore(checkpoint, optimizer, screener.device)
-        hard_cases.load_state_dict(state.extra["hard_cases"])
+    state = ready.state
+    if opened.checkpoint:
+        try:
+            hard_cases.load_state_dict(state.extra["hard_cases"])
+        except (KeyError, ValueError) as error:
+            raise ConfigRefused(f"{opened.checkpoint}: cannot be resumed from ({error})") from None
     run = Run(
         config=config,
-        screener=screener,
+        screener=ready.screener,
         reference=reference,
-        images=ImageStore(screener, config.export_dir, config.image_max_side, config.image_cache_mb << 20),
+        images=ready.images,
         train_records={record.id: record for record in records},
         validation_records=_validation_records(config),
-        optimizer=optimizer,
+        optimizer=ready.optimizer,
         hard_cases=hard_cases,
-        directory=directory,
+        directory=opened.directory,
         state=state,
         budget=Budget(config.steps, config.minutes, done_steps=state.step, spent_before=state.seconds),
         progress=Progress("hcm-grpo" if config.hard_cases else "grpo", shown=ranks.main),
         ranks=ranks,
-        writer=writer,
+        writer=ready.writer,
         engine=_engine(config),
     )
     # A server may hold weights of an earlier run.
     if config.use_vllm and ranks.main:
-        run.engine.take_weights(screener)
+        run.engine.take_weights(run.writer)
     announce_memory(run)
-    if not checkpoint:
-        check_start(run)
-    directory.begin(config, "grpo", manifest.version_id, state)
+    announce_time(run, None if opened.checkpoint else check_start(run))
+    opened.begin(config, state)
     return run
+
+
+def _reference(config: GRPOConfig, checkpoint: Path | None, start: Screener) -> Screener | None:
+    """The frozen start model, where beta asks for it and there is no adapter to switch off instead."""
+    if not config.beta or config.lora.r:
+        return None
+    if checkpoint:
+        start = load_screener(config.model_dir, config.device, training_screener_dtype(config))
+    reference = as_configured(replace(start, model=copy.deepcopy(start.model).requires_grad_(False)), config)
+    split(reference, config)
+    return reference
 
 
 def mining_pass(run: Run) -> None:
     """Answer records once before the first step, so that hard ones are known from the start (`pass_generations`).
 
-    Once per run: a checkpoint follows it. Its completions count as rollouts like all others.
+    Once per run: a checkpoint follows it, and a stop in its middle, which is where it then goes on. Its completions
+    count as rollouts like all others.
     """
-    mining = run.hard_cases.config
-    if not mining.pass_generations or mining.mode is HardCaseMode.OFF or run.state.extra.get("mined"):
+    mining, extra = run.hard_cases.config, run.state.extra
+    if not mining.pass_generations or mining.mode is HardCaseMode.OFF or extra.get("mined"):
         return
     records = list(run.train_records.values())
     if mining.pass_records:
         records = records[:: max(1, len(records) // mining.pass_records)][: mining.pass_records]
-    size = run.config.prompts_per_step
+    size, first = run.config.prompts_per_step, extra.get("mined_records", 0)
     began = time.monotonic()
     with StopBetweenSteps() as stop:
-        for at in range(0, len(records), size):
+        for at in range(first, len(records), size):
             some = records[at : at + size]
-            # Far above any step's: no two calls of a run draw alike.
-            seed = run.config.seed * 1_000_003 + (1 << 40) + at
-            seen = see_records(run, some, learning=False)
-            groups = write_groups(run, seen, some, seed, mining.pass_generations)
+            with naming_what_to_lower("mining", _fewer(run.config), run.directory):
+                seen = see_records(run, some, learning=False)
+                groups = write_groups(run, seen, some, _seed(run, "mining", at), mining.pass_generations)
             for record, group in zip(some, groups, strict=True):
                 texts = [one.text for one in group]
                 run.hard_cases.observe(record.id, grade_completions(record, texts, run.config.reward))
-            done = min(at + size, len(records))
-            left = (time.monotonic() - began) / done * (len(records) - done)
+            extra["mined_records"] = done = min(at + size, len(records))
+            left = (time.monotonic() - began) / (done - first) * (len(records) - done)
             run.progress.show(done / len(records), left, mined=done, hard=run.hard_cases.counts()["hard"])
-            if run.ranks.any(stop.requested):
-                run.progress.say("mining pass: stopped; it would begin again")
-                raise KeyboardInterrupt
+            if done < len(records) and run.ranks.any(stop.requested):
+                run.directory.log_rows(HARD_CASES, 0, run.hard_cases.take_decisions())
+                _stop(run, f"mining pass: stopped after {done} of {len(records)} records")
     run.hard_cases.begin_stage()
-    run.state.extra["mined"] = True
+    extra["mined"] = True
     counts = run.hard_cases.counts()
     run.directory.log(0, {"mining_pass": len(records), "rollouts": run.hard_cases.rollouts, "records": counts})
     run.directory.log_rows(HARD_CASES, 0, run.hard_cases.take_decisions())
     run.progress.say(
         f"mining pass: {run.hard_cases.rollouts} rollouts, {counts['hard']} of {len(records)} records hard"
     )
+    if run.ranks.any(stop.requested):
+        _stop(run, "mining pass: stopped at its end")
     save_checkpoint(run)
 
 
 def announce_memory(run: Run) -> None:
     """Say what a step will need, from the shapes of the first records and the longest completions."""
-    config = run.config
-    share = -(-config.prompts_per_step // run.ranks.count)
-    at_once = min(config.groups_per_forward, share)
-    # Prompts that are computed once are all held until the step is over, branches only while they are learnt from.
-    records = list(run.train_records.values())[: share if config.once == "prompts" else at_once]
-    asked = [make_example(record, PromptKind.ASK).prompt for record in records]
-    prompts = encode_prompts(run.screener, asked, [run.images.of(record) for record in records])
-    longest = config.num_generations * config.max_completion_length
-    load = load_of(
-        run.screener,
-        prompts,
-        at_once * longest,
-        at_once * longest,
-        share * (int(prompts.lengths.max()) + longest),
-    )
     copies = (run.reference is not None) + (run.writer is not run.screener)
-    found = estimate(run.screener, config, load, processes=run.ranks.count, copies=copies)
-    for line in announce(run.screener, found, _lower(config)):
+    found = estimate(run.screener, run.config, step_load(run), processes=run.ranks.count, copies=copies)
+    for line in announce(run.screener, found, _lower(run.config)):
         run.progress.say(line)
+
+
+def step_load(run: Run) -> Load:
+    """The most that goes through the model at one time of a step."""
+    config = run.config
+    share, at_once = _share(run)
+    prompts = _first_prompts(run, share)
+    longest = config.num_generations * config.max_completion_length
+    # What is computed once is held of all prompts until the step is over, branches only while they are learnt from.
+    of_row = prompts if config.once == "prompts" else _first_prompts(run, at_once)
+    branches = at_once * longest
+    load = load_of(run.screener, of_row, branches, branches, share * (int(prompts.lengths.max()) + longest))
+    if config.once == "nothing":
+        return load
+    seen = load_of(run.screener, prompts, 0, 0)
+    held = seen.row_tokens if config.once == "prompts" else 0
+    return replace(load, patches=seen.patches, held_tokens=held, held_patches=seen.patches)
+
+
+def announce_time(run: Run, start: StartPace | None) -> None:
+    """Say what a step will take. Without a start gate the longest completions are counted, and no writing."""
+    config = run.config
+    share, at_once = _share(run)
+    length = config.max_completion_length if start is None else max(1, round(start.tokens))
+    said = [Branch([], [run.screener.end_token_id] * length)] * config.num_generations
+    prompts = _first_prompts(run, at_once)
+    groups = PrefixGroups(prompts, [said] * len(prompts.lengths))
+    with naming_what_to_lower("timing a forward pass", _lower(config), run.directory):
+        forward = forward_seconds(run.screener, config, groups)
+    passes = -(-share // at_once)
+    learning = passes * (config.num_iterations * learning_seconds(forward, config) + (forward if config.beta else 0))
+    writing = None if start is None else start.seconds * config.prompts_per_step
+    run.progress.say(told_estimate(learning, writing, run.budget))
+
+
+def _share(run: Run) -> tuple[int, int]:
+    """How many of a step's prompts are this process's, and how many of them are learnt from at one time."""
+    share = -(-run.config.prompts_per_step // run.ranks.count)
+    return share, min(run.config.groups_per_forward, share)
+
+
+def _first_prompts(run: Run, count: int) -> PromptBatch:
+    records = list(run.train_records.values())[:count]
+    asked = [make_example(record, PromptKind.ASK).prompt for record in records]
+    return encode_prompts(run.screener, asked, [run.images.of(record) for record in records])
 
 
 def _lower(config: GRPOConfig) -> str:
@@ -376,9 +421,24 @@ def _lower(config: GRPOConfig) -> str:
     return "lower image_max_side or max_completion_length, or train an adapter (lora.r=16)"
 
 
+def _fewer(config: GRPOConfig) -> str:
+    """What to set where writing does not fit."""
+    return f"lower prompts_per_step (now {config.prompts_per_step}) or max_completion_length"
+
+
+def _seed(run: Run, phase: str, number: int) -> int:
+    """The seed of one call that draws completions: no two of a run draw alike.
+
+    Hashed, since torch's generator takes 32 bits of a seed: of sums and shifts the difference may be cut off.
+    """
+    told = hashlib.sha256(f"{phase}/{run.config.seed}/{number}".encode()).digest()
+    return int.from_bytes(told[:4], "big")
+
+
 def train(run: Run) -> None:
     """Steps until the budget is spent; a checkpoint now and then, and when the run is stopped."""
     config, state = run.config, run.state
+    run.budget.begin()
     with StopBetweenSteps() as stop:
         while not run.ranks.any(run.budget.over):
             figures = train_step(run)
@@ -388,8 +448,6 @@ def train(run: Run) -> None:
             state.step += 1
             run.budget.done_steps = state.step
             state.seconds = run.budget.seconds
-            if config.evaluate_every and state.step % config.evaluate_every == 0:
-                figures |= evaluate(run)
             run.directory.log(state.step, figures)
             run.directory.log_rows(HARD_CASES, state.step, run.hard_cases.take_decisions())
             run.progress.show(
@@ -398,13 +456,20 @@ def train(run: Run) -> None:
                 **{name: figures[name] for name in ("reward", "exact", "parsable", "zero_advantage")},
                 hard=figures["records"]["hard"],
             )
-            stopped = run.ranks.any(stop.requested)
-            if stopped or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
+            if config.evaluate_every and state.step % config.evaluate_every == 0:
+                with saved_if_it_fails(config, lambda: save_checkpoint(run)):
+                    keep_evaluation(run)
+            if run.ranks.any(stop.requested):
+                _stop(run, f"grpo: stopped after step {state.step}")
+            if config.checkpoint_every and state.step % config.checkpoint_every == 0:
                 save_checkpoint(run)
-            if stopped:
-                run.progress.say(run.directory.finish())
-                raise KeyboardInterrupt
-    run.directory.log(state.step, evaluate(run))
+
+
+def _stop(run: Run, told: str) -> NoReturn:
+    where = save_checkpoint(run)
+    run.progress.say(run.directory.finish())
+    run.progress.say(f"{told}; go on from {where} with --set resume=true")
+    raise KeyboardInterrupt
 
 
 def train_step(run: Run) -> dict[str, Any]:
@@ -414,10 +479,9 @@ def train_step(run: Run) -> dict[str, Any]:
     draws = run.hard_cases.draw_batch(config.prompts_per_step)
     records = [run.train_records[draw.record_id] for draw in draws]
     writing = f"writing completions in step {run.state.step + 1}"
-    fewer = f"lower prompts_per_step (now {config.prompts_per_step}) or max_completion_length, or set compute_once=nothing"
-    with naming_what_to_lower(writing, fewer, run.directory):
+    with naming_what_to_lower(writing, f"{_fewer(config)}, or set compute_once=nothing", run.directory):
         seen = see_records(run, records)
-        groups = write_groups(run, seen, records, seed=config.seed * 1_000_003 + run.state.step)
+        groups = write_groups(run, seen, records, _seed(run, "step", run.state.step))
     grades = [
         grade_completions(record, [one.text for one in group], config.reward)
         for record, group in zip(records, groups, strict=True)
@@ -430,7 +494,7 @@ def train_step(run: Run) -> dict[str, Any]:
     learnt: dict[str, Any] = {}
     if live := signal_N.nonzero()[:, 0].tolist():
         advantages_NG = group_advantages(rewards_NG, config.scale_rewards)
-        tokens = sum(len(one.token_ids) for group in groups for one in group if _teaches(one, config))
+        tokens = _taught_tokens(run, range(len(groups)), groups)
         with naming_what_to_lower(f"learning in step {run.state.step + 1}", _lower(config), run.directory):
             learnt = learn(run, seen, live, [groups[n] for n in live], advantages_NG[live], tokens)
     flat = [(record, grade) for record, earned in zip(records, grades, strict=True) for grade in earned]
@@ -499,25 +563,24 @@ def learn(
     places: list[int],
     groups: list[list[Written]],
     advantages_NG: Tensor,
-    tokens: int | None = None,
+    tokens: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """`num_iterations` updates from groups whose rewards differ; groups left out count in the mean as zeros.
 
-    `places` says which prompts the groups are about; `tokens` how many the whole batch teaches (default: these do).
-    A process learns from the groups it has written; the processes' gradients add up. With beta above 0 groups left out
-    are left out of the KL too: the batch is then what moves the model, and what is held back.
+    `places` says which prompts the groups are about; `tokens` how many each process's part of the whole batch teaches
+    (default: these groups do). A process learns from the groups it has written; the processes' gradients add up. With
+    beta above 0 groups left out are left out of the KL too: the batch is then what moves the model, and what is held
+    back.
     """
     config, objective, ranks = run.config, run.config.objective, run.ranks
     run.screener.model.train(config.gradient_checkpointing)
     mine = [n for n, place in enumerate(places) if place % ranks.count == ranks.rank]
     written = [one for n in mine for one in groups[n] if _teaches(one, config)]
-    whole = {
-        "rows": config.prompts_per_step * config.num_generations,
-        "tokens": tokens or sum(len(one.token_ids) for group in groups for one in group if _teaches(one, config)),
-    }
-    if config.loss_type is LossType.BNPO and written:
+    tokens = _taught_tokens(run, places, groups) if tokens is None else tokens
+    whole = {"rows": config.prompts_per_step * config.num_generations, "tokens": sum(tokens)}
+    if config.loss_type is LossType.BNPO:
         # Each process takes the mean over its own tokens, and the mean of these is taken.
-        whole["tokens"] = sum(len(one.token_ids) for one in written) * ranks.count
+        whole["tokens"] = tokens[ranks.rank] * ranks.count
     advantages_NG = advantages_NG.to(run.screener.device)
     pieces = list(_pieces(run, seen, [places[n] for n in mine], [groups[n] for n in mine], advantages_NG[mine]))
     own, scale = len(pieces), 1
@@ -526,6 +589,7 @@ def learn(
         scale = ranks.count
         filling = list(_pieces(run, seen, places[:1], groups[:1], advantages_NG[:1], every=True))
         pieces += filling * (ranks.most(own) - own)
+    references = [_reference_logprobs(run, seen, piece) for piece in pieces]
     if config.self_check and not run.checked and pieces:
         check_first_batch(run.screener, config, pieces[0].groups, read_before=seen.read is not None)
         run.checked = True
@@ -534,8 +598,8 @@ def learn(
     for iteration in range(config.num_iterations):
         totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
         for number, piece in enumerate(pieces):
-            # After the first update the tower has changed: it looks again, unless it is frozen.
-            usable = iteration == 0 or run.frozen_vision
+            # After the first update images are seen differently: they are looked at again, unless nothing there learns.
+            usable = iteration == 0 or not run.screener.sight_learns
             shown = seen.shown(piece.places, graph=True) if usable else contextlib.nullcontext()
             read = seen.beginnings(piece.places) if iteration == 0 else None
             with computing(run.screener, config), shown:
@@ -550,7 +614,7 @@ def learn(
                 old_logprobs[number],
                 piece.advantages_R,
                 mask_RC,
-                reference_logp_RC=piece.reference_logprobs_RC,
+                reference_logp_RC=references[number],
                 weight_RC=_engine_weights(run, piece, old_logprobs[number], mask_RC),
             )
             loss = aggregate(
@@ -576,7 +640,7 @@ def learn(
     refresh(run.writer, run.screener)
     if config.use_vllm:
         if ranks.main:
-            run.engine.take_weights(run.screener)
+            run.engine.take_weights(run.writer)
         ranks.gather(0)  # nobody asks before the server has the new weights
     return figures | {"logprob_gap": max(ranks.gather(_logprob_gap(written, old_logprobs[:own])))}
 
@@ -588,12 +652,19 @@ class _Piece:
     places: list[int]
     groups: PrefixGroups
     advantages_R: Tensor
-    reference_logprobs_RC: Tensor | None
     written: list[Written]
 
 
 def _teaches(one: Written, config: GRPOConfig) -> bool:
     return one.finished or not config.mask_truncated_completions
+
+
+def _taught_tokens(run: Run, places: Sequence[int], groups: list[list[Written]]) -> list[int]:
+    """How many tokens the groups of each process teach."""
+    tokens = [0] * run.ranks.count
+    for place, group in zip(places, groups, strict=True):
+        tokens[place % run.ranks.count] += sum(len(one.token_ids) for one in group if _teaches(one, run.config))
+    return tokens
 
 
 def _pieces(
@@ -614,7 +685,7 @@ def _pieces(
         packed = PrefixGroups(seen.select([places[n] for n in some]), branches)
         advantages_R = torch.cat([advantages_NG[n, taught[n]] for n in some])
         written = [groups[n][j] for n in some for j in taught[n]]
-        yield _Piece([places[n] for n in some], packed, advantages_R, _reference_logprobs(run, packed), written)
+        yield _Piece([places[n] for n in some], packed, advantages_R, written)
 
 
 def _engine_weights(run: Run, piece: _Piece, old_logprobs_RC: Tensor, mask_RC: Tensor) -> Tensor | None:
@@ -645,14 +716,24 @@ def _engine(config: GRPOConfig) -> RolloutEngine:
 
 
 @torch.no_grad()
-def _reference_logprobs(run: Run, packed: PrefixGroups) -> Tensor | None:
+def _reference_logprobs(run: Run, seen: SeenPrompts, piece: _Piece) -> Tensor | None:
     """(R, C) under the start model: a frozen copy, or the same weights without the adapter; None where beta is 0."""
     if not run.config.beta:
         return None
-    adapted = run.reference is None
     reference = run.reference or run.screener
-    with computing(reference, run.config), adapter_disabled(reference.model) if adapted else contextlib.nullcontext():
-        return completion_logprobs(reference, packed, run.config.temperature).logprobs
+    with contextlib.ExitStack() as inside:
+        inside.enter_context(computing(reference, run.config))
+        if run.reference is None:
+            inside.enter_context(adapter_disabled(reference.model))
+        if not run.screener.sight_learns:  # then the start model saw what ours has seen
+            inside.enter_context(replace(seen, screener=reference).shown(piece.places, graph=False))
+        return completion_logprobs(reference, piece.groups, run.config.temperature).logprobs
+
+
+def keep_evaluation(run: Run) -> None:
+    """Evaluate, into metrics.jsonl."""
+    if figures := evaluate(run):
+        run.directory.log(run.state.step, figures)
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -669,7 +750,9 @@ def evaluate(run: Run) -> dict[str, Any]:
     grades: list[Grade] = []
     samples: list[dict[str, Any]] = []
     every = max(1, len(run.validation_records) // max(1, config.sample_completions))
-    with run.budget.paused(), computing(run.writer, config):
+    fewer = f"lower evaluate_records (now {config.evaluate_records}) or max_completion_length"
+    running_out = naming_what_to_lower("answering validation records", fewer, run.directory)
+    with run.budget.paused(), running_out, computing(run.writer, config):
         for at in range(0, len(mine), 64):
             records = mine[at : at + 64]
             prompts = [make_example(record, PromptKind.ASK).prompt for record in records]
@@ -686,20 +769,24 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 
 def save(run: Run) -> None:
-    """The final model, and the labels the platform should look at again."""
+    """The final model, the labels the platform should look at again, and then how good the model is: whatever stops
+    the last evaluation, nothing of the run is lost.
+    """
     path = run.directory.save_model(run.screener, run.config.stored_dtype)
     parked, suspects = write_findings(run)
     run.progress.say(
         f"saved {path}; {suspects} suspect labels and {parked - suspects} other parked records in "
         f"{run.directory.path / REVIEW}"
     )
+    keep_evaluation(run)
 
 
-def save_checkpoint(run: Run) -> None:
+def save_checkpoint(run: Run) -> Path:
     """Weights, optimizer, and the state of the hard cases."""
     run.state.extra["hard_cases"] = run.hard_cases.state_dict()
-    run.directory.save_checkpoint(run.screener, run.optimizer, run.state)
+    where = run.directory.save_checkpoint(run.screener, run.optimizer, run.state)
     write_findings(run)
+    return where
 
 
 def write_findings(run: Run) -> tuple[int, int]:
@@ -713,21 +800,36 @@ def write_findings(run: Run) -> tuple[int, int]:
     return len(rows), sum(row.reason is ReviewReason.SUSPECT_LABEL for row in rows)
 
 
-def check_start(run: Run) -> None:
+@dataclass(frozen=True, slots=True)
+class StartPace:
+    """What answering took at the start gate."""
+
+    seconds: float
+    """Per record."""
+    tokens: float
+    """Of a completion, on average."""
+
+
+def check_start(run: Run) -> StartPace | None:
     """Answer some records before the first step. StartRefused (or a warning) when too few answers are readable.
 
     Answers that are right no more often than when dealt out at random are warned of: the model does not look at the
-    images yet, and such starts collapsed (measured on a tiny model, ours).
+    images yet, and such starts collapsed (measured on a tiny model, ours). Returns what it took; None without a gate.
     """
     config = run.config
     records = list(run.train_records.values())
     records = records[:: max(1, len(records) // max(1, config.start_records))][: config.start_records]
     if config.start_gate == "off" or not records:
-        return
+        return None
     grades: list[list[Grade]] = []
+    seconds, tokens = float("inf"), 0
     for at in range(0, len(records), config.prompts_per_step):
         some = records[at : at + config.prompts_per_step]
-        groups = write_groups(run, see_records(run, some, learning=False), some, seed=config.seed)
+        began = time.monotonic()
+        with naming_what_to_lower("answering at the start gate", _fewer(config), run.directory):
+            groups = write_groups(run, see_records(run, some, learning=False), some, _seed(run, "gate", at))
+        seconds = min(seconds, (time.monotonic() - began) / len(some))  # a first call warms up
+        tokens += sum(len(one.token_ids) for group in groups for one in group)
         for record, group in zip(some, groups, strict=True):
             grades.append(grade_completions(record, [one.text for one in group], config.reward))
     flat = [(grade, record) for record, earned in zip(records, grades, strict=True) for grade in earned]
@@ -751,6 +853,7 @@ def check_start(run: Run) -> None:
             f"warning: the start model is exact on {found['exact']:.1%} of answers, and on {chance.permuted:.1%} when "
             "the same answers are dealt out at random: it does not seem to look at the images yet"
         )
+    return StartPace(seconds, tokens / len(flat))
 
 
 def _validation_records(config: GRPOConfig) -> list[Record]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 
 from trainer.config import Refused, TrainingConfig
 from trainer.data import PromptBatch
+from trainer.last_layer import is_short
 from trainer.model import Architecture, Screener, resolve_dtype
 from trainer.shared_prefix import LOGITS_AT_ONCE
 
@@ -39,6 +40,10 @@ class Load:
     """Image patches the vision tower sees for it."""
     cached_tokens: int = 0
     """Tokens whose keys and values are held while completions are written."""
+    held_tokens: int = 0
+    """Prompt tokens that are kept for going backward meanwhile: what is computed once is there before the writing."""
+    held_patches: int = 0
+    """Image patches of these prompts, or of those whose images alone are seen once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +57,7 @@ class Estimate:
     learning: int
     """Activations kept for going backward."""
     writing: int
-    """Keys and values of completions being written."""
+    """Keys and values of completions being written, and what is kept of their prompts to learn from."""
 
     @property
     def total(self) -> int:
@@ -93,6 +98,8 @@ def estimate(
     trained = sum(weight.numel() * weight.element_size() for weight in weights if weight.requires_grad)
     size = resolve_dtype(config.dtype, screener.device).itemsize
     text, vision = activations(screener, load, checkpointed=config.gradient_checkpointing)
+    before = replace(load, row_tokens=load.held_tokens, completion_tokens=0, patches=load.held_patches)
+    held = sum(activations(screener, before, checkpointed=config.gradient_checkpointing)) if load.held_patches else 0
     # Under automatic 16 bits norms, residuals and copies stay in 32: about three bytes per number.
     per_number = 3 if size == 2 and config.dtype == "auto" else size
     stack = screener.model.config.text_config
@@ -102,7 +109,7 @@ def estimate(
         gradients=trained // split,
         optimizer=2 * trained // split,
         learning=(text + vision) * per_number + _logits(screener, load),
-        writing=load.cached_tokens * per_token * size,
+        writing=load.cached_tokens * per_token * size + held * per_number,
     )
 
 
@@ -116,6 +123,10 @@ def activations(screener: Screener, load: Load, *, checkpointed: bool) -> tuple[
     layer = 6 * width + normed * (queries + keys) + 4 * text.intermediate_size
     if checkpointed:
         language = load.row_tokens * (width * text.num_hidden_layers + layer)
+    elif is_short(screener.model):
+        # The last layer keeps every row's keys and values, and all else only of rows that predict (last_layer.py).
+        language = load.row_tokens * (layer * (text.num_hidden_layers - 1) + 6 * width + normed * keys)
+        language += load.completion_tokens * (6 * width + normed * queries + 4 * text.intermediate_size)
     else:
         language = load.row_tokens * (layer * text.num_hidden_layers + 6 * width)
     if not any(weight.requires_grad for weight in screener.vision_tower.parameters()):

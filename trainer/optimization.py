@@ -114,6 +114,10 @@ class Budget:
     _began: float = field(default_factory=time.monotonic)
     _paused: float = 0.0
 
+    def begin(self) -> None:
+        """Training time counts from now on, not from when the budget was made."""
+        self._began, self._paused = time.monotonic(), 0.0
+
     @property
     def seconds(self) -> float:
         """Training time so far, without what was spent evaluating."""

@@ -9,7 +9,6 @@ Not here: sampling and reward (grpo.py), scoring by generation (evaluate.py).
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 
 from trainer.augmentation import mirror_images, mirror_rationale, permute_candidates
-from trainer.checkpoint import SAMPLES, RunDirectory, TrainerState, restore
+from trainer.checkpoint import SAMPLES, RunDirectory, TrainerState, saved_if_it_fails
 from trainer.config import TrainingConfig, require
 from trainer.contract.dimensions import Split
 from trainer.contract.exports import ExportRefused
@@ -32,7 +31,6 @@ from trainer.data import (
     encode_prompts,
     group_by_sample,
     make_example,
-    open_export,
     question_ids,
     read_split,
 )
@@ -44,12 +42,12 @@ from trainer.optimization import (
     Budget,
     clip_and_step,
     computing,
-    make_optimizer,
     refuse_divergence,
     set_learning_rate,
     training_screener_dtype,
 )
-from trainer.preparation import check_first_batch, prepare, split, start_directory
+from trainer.pace import forward_seconds, learning_seconds, told_estimate
+from trainer.preparation import check_first_batch, make_ready, open_run, start_directory
 from trainer.progress import Progress, StopBetweenSteps, told_pace
 from trainer.rewards import sample_row
 from trainer.rollout import Sampling, generate
@@ -147,29 +145,24 @@ def main(config: SFTConfig) -> None:
 
 def build(config: SFTConfig, ranks: Ranks = ALONE) -> Run:
     """Read the export, load or begin the model, and put the run where its last checkpoint left it."""
-    require(
-        config.batch_samples >= ranks.count,
-        f"batch_samples: expected at least one for each of {ranks.count} processes, got {config.batch_samples}",
-    )
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    directory = RunDirectory(config, ranks)
-    manifest = open_export(config.export_dir)
-    train_samples = _samples(config, Split.TRAIN)
-    has_validation = config.evaluate_samples and manifest.splits.get(Split.VALIDATION, 0)
-    validation = _samples(config, Split.VALIDATION)[: config.evaluate_samples] if has_validation else []
-    checkpoint = directory.latest_checkpoint()
-    torch.manual_seed(config.seed)
-    random.seed(config.seed)
-    screener = _screener(config, checkpoint, train_samples)
-    screener = prepare(screener, config, ranks, checkpoint)
-    split(screener, config)
-    optimizer = make_optimizer(screener, config)
-    state = restore(checkpoint, optimizer, screener.device) if checkpoint else TrainerState()
-    directory.begin(config, "sft", manifest.version_id, state)
-    store = ImageStore(screener, config.export_dir, config.image_max_side, config.image_cache_mb << 20)
+    opened = open_run(config, "sft", ranks, shared="batch_samples")
     progress = Progress("sft", shown=ranks.main)
-    return Run(config, directory, screener, optimizer, store, train_samples, validation, state, progress, ranks)
+    train_samples = _samples(config, Split.TRAIN, progress)
+    validation = _validation_samples(config, progress)
+    ready = make_ready(opened, _screener(config, opened.checkpoint, train_samples), config, ranks)
+    opened.begin(config, ready.state)
+    return Run(
+        config=config,
+        directory=opened.directory,
+        screener=ready.screener,
+        optimizer=ready.optimizer,
+        store=ready.images,
+        train_samples=train_samples,
+        validation_samples=validation,
+        state=ready.state,
+        progress=progress,
+        ranks=ranks,
+    )
 
 
 def warm_up_vision(run: Run) -> None:
@@ -195,11 +188,12 @@ def warm_up_vision(run: Run) -> None:
             on_step=on_step,
         )
     if run.ranks.any(stop.requested):
-        shown.say("vision warm-up: stopped; it would begin again")
+        # Its throw-away heads and their optimizer are not kept: what is left of it could not go on.
+        shown.say("vision warm-up: stopped; it begins again with --set resume=true")
         raise KeyboardInterrupt
     run.ranks.same_weights(run.screener.model)
     run.state.extra["vision_warmed"] = True
-    run.directory.save_checkpoint(run.screener, run.optimizer, run.state)
+    save_checkpoint(run)
 
 
 def train(run: Run) -> None:
@@ -211,7 +205,8 @@ def train(run: Run) -> None:
             rate = set_learning_rate(run.optimizer, run.ranks.first(budget.fraction), config)
             batch = next_batch(run)
             if not run.told_pace:
-                announce_memory(run, batch)
+                with budget.paused():
+                    announce_step(run, batch, budget)
             began = time.monotonic()
             with naming_what_to_lower(f"learning in step {state.step + 1}", _lower(config), run.directory):
                 figures = train_step(run, batch)
@@ -224,18 +219,19 @@ def train(run: Run) -> None:
             run.progress.show(budget.fraction, budget.seconds_left, step=state.step, **figures)
             with budget.paused():
                 if config.evaluate_every and state.step % config.evaluate_every == 0:
-                    evaluate(run)
+                    with saved_if_it_fails(config, lambda: save_checkpoint(run)):
+                        evaluate(run)
                 if config.checkpoint_every and state.step % config.checkpoint_every == 0:
-                    run.directory.save_checkpoint(run.screener, run.optimizer, state)
+                    save_checkpoint(run)
     if not run.ranks.any(budget.over):
-        where = run.directory.save_checkpoint(run.screener, run.optimizer, state)
+        where = save_checkpoint(run)
         run.progress.say(run.directory.finish())
         run.progress.say(f"sft: stopped after step {state.step}; go on from {where} with --set resume=true")
         raise KeyboardInterrupt
 
 
-def announce_memory(run: Run, batch: Sequence[Shown]) -> None:
-    """Say what a step will need, from the shapes of the first batch."""
+def announce_step(run: Run, batch: Sequence[Shown], budget: Budget) -> None:
+    """Say what a step will need and how long it will take, from the first batch."""
     piece = batch[: -(-len(batch) // run.config.accumulate)]
     groups = _groups(run.screener, piece, [_branches(run.screener, shown) for shown in piece])
     branches = [branch for of_sample in groups.branches for branch in of_sample]
@@ -244,6 +240,10 @@ def announce_memory(run: Run, batch: Sequence[Shown]) -> None:
     found = estimate(run.screener, run.config, load, processes=run.ranks.count)
     for line in announce(run.screener, found, _lower(run.config)):
         run.progress.say(f"sft: {line}")
+    with naming_what_to_lower("timing a forward pass", _lower(run.config), run.directory):
+        forward = forward_seconds(run.screener, run.config, groups)
+    passes = -(-len(batch) // len(piece))
+    run.progress.say(f"sft: {told_estimate(passes * learning_seconds(forward, run.config), 0.0, budget)}")
 
 
 def _lower(config: SFTConfig) -> str:
@@ -307,7 +307,6 @@ def next_batch(run: Run) -> list[Shown]:
     return shown
 
 
-@torch.no_grad()
 def evaluate(run: Run) -> dict[str, float]:
     """On validation samples under the ask prompt: the loss, and how often greedy decoding would write the target.
 
@@ -315,6 +314,17 @@ def evaluate(run: Run) -> dict[str, float]:
     """
     if not run.validation_samples:
         return {}
+    fewer = f"lower evaluate_samples (now {run.config.evaluate_samples}) or batch_samples"
+    with naming_what_to_lower("evaluating", fewer, run.directory):
+        figures = _validate(run)
+        run.directory.log(run.state.step, figures)
+        keep_samples(run)
+    run.progress.say(f"sft: step {run.state.step}  " + "  ".join(f"{n} {v:.4f}" for n, v in figures.items()))
+    return figures
+
+
+@torch.no_grad()
+def _validate(run: Run) -> dict[str, float]:
     run.screener.model.eval()
     loss = tokens = written = records = 0.0
     mine, size = run.ranks.share(run.validation_samples), run.config.batch_samples
@@ -335,11 +345,7 @@ def evaluate(run: Run) -> dict[str, float]:
         written += int((said.greedy | ~said.mask).all(dim=1).sum())
         records += len(said.mask)
     loss, tokens, written, records = run.ranks.sum([loss, tokens, written, records])
-    figures = {"validation_loss": loss / tokens, "validation_written": written / records}
-    run.directory.log(run.state.step, figures)
-    keep_samples(run)
-    run.progress.say(f"sft: step {run.state.step}  " + "  ".join(f"{n} {v:.4f}" for n, v in figures.items()))
-    return figures
+    return {"validation_loss": loss / tokens, "validation_written": written / records}
 
 
 def keep_samples(run: Run) -> None:
@@ -364,13 +370,20 @@ def keep_samples(run: Run) -> None:
 
 
 def save(run: Run) -> None:
-    """Evaluate the finished model and write it as a plain directory."""
-    evaluate(run)
+    """Write the finished model as a plain directory, and then say how good it is: whatever stops the last evaluation,
+    nothing of the run is lost.
+    """
     where = run.directory.save_model(run.screener, run.config.stored_dtype)
     run.progress.say(f"sft: {run.state.step} steps in {run.state.seconds:.0f} s; the model is in {where}")
+    evaluate(run)
 
 
-def _samples(config: SFTConfig, split: Split) -> list[list[Record]]:
+def save_checkpoint(run: Run) -> Path:
+    """Weights, optimizer, and where the run stands."""
+    return run.directory.save_checkpoint(run.screener, run.optimizer, run.state)
+
+
+def _samples(config: SFTConfig, split: Split, progress: Progress) -> list[list[Record]]:
     records = read_split(config.export_dir, split, config.dimensions, config.polarity)
     usable = records if config.answer_only else [record for record in records if record.rationale.strip()]
     if not usable:
@@ -378,8 +391,19 @@ def _samples(config: SFTConfig, split: Split) -> list[list[Record]]:
             f"{config.export_dir}: no {split} record has a rationale; set answer_only=true to teach answers alone"
         )
     if left_out := len(records) - len(usable):
-        print(f"sft: {left_out} {split} records without a rationale are left out", file=sys.stderr)
+        progress.say(f"sft: {left_out} {split} records without a rationale are left out")
     return group_by_sample(usable)
+
+
+def _validation_samples(config: SFTConfig, progress: Progress) -> list[list[Record]]:
+    """Samples to evaluate on, from the front; none where the export has none that can be used: training needs none."""
+    if not config.evaluate_samples:
+        return []
+    try:
+        return _samples(config, Split.VALIDATION, progress)[: config.evaluate_samples]
+    except ExportRefused as error:
+        progress.say(f"sft: no evaluation: {error}")
+        return []
 
 
 def _screener(config: SFTConfig, checkpoint: Path | None, samples: Sequence[Sequence[Record]]) -> Screener:

@@ -29,7 +29,8 @@ SETTINGS = {
     "sft": ["batch_samples=5", "evaluate_samples=3", "learning_rate=2e-3"],
     "grpo": [
         *("dimensions=physical_shadow", "prompts_per_step=5", "num_generations=4", "max_completion_length=16"),
-        *("evaluate_records=3", "start_records=8", "learning_rate=5e-4", "groups_per_forward=1"),
+        # An odd number of prompts, one at a time, and a reference: processes make different numbers of passes.
+        *("evaluate_records=3", "start_records=8", "learning_rate=5e-4", "groups_per_forward=1", "beta=0.02"),
     ],
 }
 SHARED = ["device=cpu", "threads=1", "steps=3", "checkpoint_every=2"]
@@ -73,7 +74,7 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_torchrun_ends_where_one_process_does(given: list[str], home: Path, tmp_path: Path) -> None:
-    settings = [*given, *SETTINGS["grpo"], "beta=0.02"]
+    settings = [*given, *SETTINGS["grpo"]]
     alone = in_one_process("grpo", settings, tmp_path / "one")
     start = load_file(home / "start" / "model.safetensors")
     assert max(float((alone[name] - start[name]).abs().max()) for name in alone) > 5e-4  # something was learnt

@@ -16,7 +16,12 @@ import torch
 from tests.trainer.conftest import SHADOW, MakeExport, model_directory
 from trainer import grpo, sft
 from trainer.__main__ import main
+from trainer.config import load_config
+from trainer.contract.dimensions import Dimension, Split
+from trainer.data import read_split
 from trainer.grpo import GRPOConfig
+from trainer.hard_cases import HardCaseConfig
+from trainer.memory import OutOfMemory
 from trainer.model import load_screener
 from trainer.objective import aggregate
 from trainer.optimization import Diverged
@@ -108,6 +113,90 @@ def test_a_changed_byte(make_export: MakeExport, tmp_path: Path, capsys: pytest.
         data[-20] ^= 1
         image.write_bytes(data)
     assert "was changed: its bytes are not those of the record" in said_by(capsys, *given)
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_changed_validation_image_costs_no_training(
+    method: str, every: int, export: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by the last evaluation, the model stands; by one between steps, a checkpoint does."""
+    image = export / read_split(export, Split.VALIDATION, SHADOW, None)[0].original.path
+    data = bytearray(image.read_bytes())
+    data[-20] ^= 1
+    image.write_bytes(data)
+    given = [f"export_dir={export}", f"model_dir={start}", f"run_dir={tmp_path / 'run'}", "dimensions=physical_shadow"]
+    given += ["device=cpu", "steps=2", f"evaluate_every={every}", "report=false"]
+    given += ["answer_only=true"] if method == "sft" else ["start_gate=off", "prompts_per_step=2"]
+    assert "was changed: its bytes are not those of the record" in said_by(capsys, method, "--set", *given)
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists() == (not every)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json").exists() == bool(every)
+
+
+def out_of_memory(*given: Any, **named: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize(
+    ("fails", "settings", "said"),
+    [
+        ("write_groups", {"start_gate": "refuse"}, "answering at the start gate: lower prompts_per_step (now 4)"),
+        ("write_groups", {"mining": HardCaseConfig(pass_generations=2)}, "mining: lower prompts_per_step (now 4)"),
+        ("generate", {"steps": 1}, "answering validation records: lower evaluate_records (now 256)"),
+        ("forward_seconds", {}, "timing a forward pass: lower groups_per_forward (now 8)"),
+    ],
+)
+def test_memory_that_runs_out_beside_a_step(
+    fails: str,
+    settings: dict[str, Any],
+    said: str,
+    export: Path,
+    start: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grpo, fails, out_of_memory)
+    with pytest.raises(OutOfMemory) as told:
+        grpo.main(grpo_config(export, start, tmp_path, **settings))
+    assert f"out of memory while {said}" in str(told.value)
+
+
+def test_memory_that_runs_out_when_sft_evaluates(
+    export: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [f"export_dir={export}", f"model_dir={start}", f"run_dir={tmp_path / 'run'}", "dimensions=physical_shadow"]
+    run = sft.build(load_config(SFTConfig, None, [*given, "answer_only=true", "steps=1", "device=cpu"]))
+    monkeypatch.setattr(sft, "completion_logprobs", out_of_memory)
+    with pytest.raises(OutOfMemory, match=r"while evaluating: lower evaluate_samples \(now 64\) or batch_samples"):
+        sft.evaluate(run)
+
+
+@pytest.mark.parametrize(
+    ("began", "goes_on", "said"),
+    [
+        ("sft", ["grpo"], "holds a run of sft; choose another for grpo"),
+        ("grpo", ["sft", "answer_only=true"], "holds a run of grpo; choose another for sft"),
+        ("grpo", ["grpo", "dimensions=appearance_deformation"], "dimensions: "),
+    ],
+)
+def test_a_run_directory_that_holds_something_else(
+    began: str,
+    goes_on: list[str],
+    said: str,
+    make_export: MakeExport,
+    export: Path,
+    start: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    both = (Dimension.PHYSICAL_SHADOW, Dimension.APPEARANCE_DEFORMATION)
+    given = [f"export_dir={make_export(samples=4, dimensions=both, directory='both')}", f"model_dir={start}"]
+    given += [f"run_dir={tmp_path / 'run'}", "device=cpu", "steps=1", "checkpoint_every=1", "report=false"]
+    first = ["dimensions=physical_shadow", *(["prompts_per_step=2", "start_gate=off"] if began == "grpo" else [])]
+    assert main([began, "--set", *given, *first]) == 0
+    command, *settings = goes_on
+    told = said_by(capsys, command, "--set", *given, "resume=true", *first[: command == began], *settings)
+    assert said in told
 
 
 def test_an_unknown_answer_grammar(make_export: MakeExport, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,16 @@ import torch
 from tests.trainer.conftest import SHADOW, make_screener
 from trainer import grpo
 from trainer.checkpoint import RunDirectory
-from trainer.config import ConfigRefused, load_config
+from trainer.config import ConfigRefused, LoraConfig, load_config
+from trainer.contract.scores import RewardWeights
+from trainer.distributed import Ranks
 from trainer.grpo import GRPOConfig, Run, StartRefused
 from trainer.hard_cases import HardCaseConfig, HardCaseMode
 from trainer.model import load_screener, save_screener
 from trainer.objective import LossType
 from trainer.optimization import set_learning_rate
 from trainer.rewards import grade_completions
+from trainer.rollout import Written
 
 
 @pytest.fixture(params=["qwen3_vl", "qwen2_5_vl", "internvl"])
@@ -140,11 +145,11 @@ def test_smaller_forwards_give_the_same_update(export: Path, start: Path, tmp_pa
 def test_a_mining_pass_knows_hard_records_before_the_first_step(
     export: Path, start: Path, tmp_path: Path, mode: HardCaseMode
 ) -> None:
-    mining = HardCaseConfig(mode=mode, pass_generations=4, hard_at_most=0.5)
+    mining = HardCaseConfig(mode=mode, pass_generations=8, hard_at_most=0.5)
     fields: dict[str, Any] = {"steps": 1, "start_gate": "off", "mining": mining}
     run = grpo.build(config(export, start, tmp_path / "run", **fields))
     grpo.mining_pass(run)
-    assert run.hard_cases.rollouts == 12 * 4
+    assert run.hard_cases.rollouts == 12 * 8
     hard = {row["record_id"] for row in run.hard_cases.difficulties() if row["class"] == "hard"}
     assert hard
     told = [json.loads(line) for line in (tmp_path / "run" / "hard_cases.jsonl").read_text().splitlines()]
@@ -152,12 +157,12 @@ def test_a_mining_pass_knows_hard_records_before_the_first_step(
     if mode is HardCaseMode.STAGED:
         assert set([row for row in told if row["decision"] == "stage"][-1]["repeated"]) == hard
     grpo.train(run)
-    assert metrics(tmp_path / "run")[1]["rollouts"] == 12 * 4 + 6 * 8
+    assert metrics(tmp_path / "run")[1]["rollouts"] == 12 * 8 + 6 * 8
 
     # Whoever goes on from here does not pay for it again, and draws the same records.
     again = grpo.build(config(export, start, tmp_path / "run", resume=True, **fields))
     grpo.mining_pass(again)
-    assert again.hard_cases.rollouts == 12 * 4
+    assert again.hard_cases.rollouts == 12 * 8
     grpo.train(again)
     assert again.hard_cases.state_dict() == run.hard_cases.state_dict()
 
@@ -215,14 +220,17 @@ def test_what_is_computed_once_gives_the_same_update_as_what_is_computed_again(
     assert torch.allclose(moved[1], moved[2], atol=2e-5)
 
 
-def test_groups_without_an_advantage_count_in_a_mean_over_tokens(export: Path, start: Path, tmp_path: Path) -> None:
-    run = grpo.build(config(export, start, tmp_path / "run", start_gate="off", loss_type=LossType.DAPO))
+@pytest.mark.parametrize("loss_type", list(LossType))
+def test_groups_without_an_advantage_count_in_every_mean(
+    export: Path, start: Path, tmp_path: Path, loss_type: LossType
+) -> None:
+    run = grpo.build(config(export, start, tmp_path / "run", start_gate="off", loss_type=loss_type))
     records = list(run.train_records.values())[:4]
     seen = grpo.see_records(run, records)
     groups = grpo.write_groups(run, seen, records, seed=1)
     advantages_NG = torch.linspace(-1, 1, 32).reshape(4, 8) ** 2
     advantages_NG[2:] = 0.0
-    tokens = sum(len(one.token_ids) for group in groups for one in group)
+    tokens = [sum(len(one.token_ids) for group in groups for one in group)]
     state = {name: value.clone() for name, value in run.screener.model.state_dict().items()}
     skipped = grpo.learn(run, seen, [0, 1], groups[:2], advantages_NG[:2], tokens)
     run.screener.model.load_state_dict(state)
@@ -230,6 +238,149 @@ def test_groups_without_an_advantage_count_in_a_mean_over_tokens(export: Path, s
     whole = grpo.learn(run, seen, [0, 1, 2, 3], groups, advantages_NG)
     assert skipped["loss"] == pytest.approx(whole["loss"], abs=1e-6)
     assert skipped["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("loss_type", list(LossType))
+def test_a_step_learns_from_all_its_groups_what_it_learns_from_those_with_an_advantage(
+    export: Path, start: Path, tmp_path: Path, loss_type: LossType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole step that leaves rows out, beside one that keeps them all."""
+    losses = []
+    for everything in (False, True):
+        if everything:
+            monkeypatch.setattr(grpo, "groups_with_signal", lambda rewards_NG: torch.ones(len(rewards_NG)).bool())
+        fields: dict[str, Any] = {
+            "start_gate": "off",
+            "loss_type": loss_type,
+            "reward": RewardWeights(dpa=0.0, parsable=0.0, exact=1.0),
+        }
+        run = grpo.build(config(export, start, tmp_path / str(everything), **fields))
+        figures = grpo.train_step(run)
+        losses.append((figures["loss"], figures["grad_norm"]))
+        assert (figures["zero_advantage"] == 0) == everything
+
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-6)
+
+
+def test_each_process_takes_the_mean_over_its_own_tokens(export: Path, start: Path, tmp_path: Path) -> None:
+    run = grpo.build(config(export, start, tmp_path / "run", start_gate="off"))
+    run.ranks = Ranks(1, 3)
+    groups = [[Written((25,) * length, (0.0,) * length, "", True)] * 2 for length in (1, 10, 100, 1000, 10000)]
+    assert grpo._taught_tokens(run, range(5), groups) == [2 + 2000, 20 + 20000, 200]
+
+
+def test_a_projector_learns_beside_a_frozen_tower(export: Path, tmp_path: Path) -> None:
+    """What stands between tower and text is trained though the tower is not, whatever is computed once."""
+    save_screener(make_screener(tmp_path / "made", "internvl"), tmp_path / "start")
+    moved = {}
+    for once in ("prompts", "images", "nothing"):
+        made = config(export, tmp_path / "start", tmp_path / once, start_gate="off", compute_once=once, vision_lr=0.0)
+        run = grpo.build(made)
+        projector = run.screener.model.model.multi_modal_projector
+        before = torch.cat([weight.detach().flatten() for weight in projector.parameters()])
+        gradient(run, self_check=False)
+        moved[once] = torch.cat([weight.detach().flatten() for weight in projector.parameters()]) - before
+    assert moved["nothing"].abs().max() > 1e-4
+    assert torch.allclose(moved["prompts"], moved["nothing"], atol=2e-5)
+    assert torch.allclose(moved["images"], moved["nothing"], atol=2e-5)
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_a_reference_does_not_look_again_where_the_tower_is_frozen(
+    export: Path, start: Path, tmp_path: Path, adapter: bool
+) -> None:
+    fields: dict[str, Any] = {"lora": LoraConfig(r=2)} if adapter else {"vision_lr": 0.0}
+    run = grpo.build(config(export, start, tmp_path / "run", start_gate="off", beta=0.1, **fields))
+    towers: list[int] = []
+    for screener in (run.screener, run.reference):
+        if screener:
+            screener.vision_tower.register_forward_hook(lambda *_: towers.append(1))
+    gradient(run, self_check=False)
+    assert len(towers) == 4  # once for each prompt
+
+
+def test_a_reference_attends_as_it_is_told_to(export: Path, start: Path, tmp_path: Path) -> None:
+    run = grpo.build(config(export, start, tmp_path / "run", start_gate="off", beta=0.1, prefix_attention="mask"))
+    assert run.reference is not None
+    assert (run.screener.prefix_attention, run.reference.prefix_attention) == ("mask", "mask")
+
+
+def test_no_two_calls_of_a_run_draw_alike(
+    export: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a seed, torch's generator takes 32 bits."""
+    seeds: list[int] = []
+    original = grpo.write_groups
+
+    def noted(run: Run, seen: Any, records: Any, seed: int, generations: int = 0) -> Any:
+        seeds.append(seed % (1 << 32))
+        return original(run, seen, records, seed, generations)
+
+    monkeypatch.setattr(grpo, "write_groups", noted)
+    mining = HardCaseConfig(pass_generations=2)
+    run = grpo.build(config(export, start, tmp_path / "run", steps=2, prompts_per_step=4, mining=mining))
+    grpo.mining_pass(run)
+    grpo.train(run)
+    assert len(seeds) == 3 + 3 + 2
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_training_time_begins_with_training(export: Path, start: Path, tmp_path: Path) -> None:
+    """A start gate and a mining pass that took longer than the run may take leave it its minutes."""
+    run = grpo.build(config(export, start, tmp_path / "run", start_gate="off", steps=0, minutes=0.005))
+    run.budget._began -= 1000
+    grpo.train(run)
+    assert run.state.step > 0
+    assert run.state.seconds < 60
+
+
+def test_a_signal_stops_between_steps(
+    export: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields: dict[str, Any] = {"start_gate": "off", "steps": 3}
+    grpo.main(config(export, start, tmp_path / "whole", **fields))
+    run = grpo.build(config(export, start, tmp_path / "parts", **fields))
+    take_step = grpo.train_step
+
+    def interrupted(run: Run) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return take_step(run)
+
+    monkeypatch.setattr(grpo, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grpo.train(run)
+    monkeypatch.undo()
+    kept = tmp_path / "parts" / "checkpoints" / "step-00000001"
+    assert run.directory.latest_checkpoint() == kept
+    assert f"stopped after step 1; go on from {kept} with --set resume=true" in capsys.readouterr().err
+    assert not (tmp_path / "parts" / "model").exists()
+    grpo.main(config(export, start, tmp_path / "parts", resume=True, **fields))
+    assert without_clock(metrics(tmp_path / "parts")) == without_clock(metrics(tmp_path / "whole"))
+
+
+def test_a_signal_in_the_mining_pass_keeps_what_was_mined(
+    export: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, Any] = {"start_gate": "off", "steps": 1, "mining": HardCaseConfig(pass_generations=2)}
+    whole = grpo.build(config(export, start, tmp_path / "whole", **fields))
+    grpo.mining_pass(whole)
+    run = grpo.build(config(export, start, tmp_path / "parts", **fields))
+    original = grpo.write_groups
+
+    def interrupted(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*given)
+
+    monkeypatch.setattr(grpo, "write_groups", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grpo.mining_pass(run)
+    monkeypatch.undo()
+    assert run.hard_cases.rollouts == 6 * 2
+    again = grpo.build(config(export, start, tmp_path / "parts", resume=True, **fields))
+    grpo.mining_pass(again)
+    assert again.hard_cases.state_dict() == whole.hard_cases.state_dict()
+    logs = [(tmp_path / name / "hard_cases.jsonl").read_text() for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
 
 
 def test_cut_completions_can_be_left_out(export: Path, start: Path, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from PIL import Image
 
 from tests.trainer.conftest import MakeExport, make_screener
 from trainer import grpo
+from trainer.config import ConfigRefused
 from trainer.contract.dimensions import Dimension
 from trainer.contract.prompts import Picture, Prompt, PromptKind, Text
 from trainer.data import encode_prompts
@@ -153,6 +156,21 @@ def test_a_server_writes_with_the_weights_of_the_last_update(run: Run, server: S
         assert server.asked == ["/v1/chat/completions"] * 3 + ["/collective_rpc", "/reset_prefix_cache"]
     ours, theirs = run.screener.model.state_dict(), server.screener.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_server_is_given_whole_weights(run: Run, server: Server) -> None:
+    """Where weights are split among processes, what is saved is the whole copy that writes."""
+    run.writer = replace(run.screener, model=copy.deepcopy(run.screener.model))
+    step(run)
+    theirs, copied = server.screener.model.state_dict(), run.writer.model.state_dict()
+    assert all(torch.equal(copied[name], theirs[name]) for name in copied)
+
+
+@pytest.mark.parametrize("served", ["start", "start/served", "run/../start"])
+def test_the_start_model_is_not_overwritten(tmp_path: Path, served: str) -> None:
+    given = {"export_dir": tmp_path / "e", "model_dir": tmp_path / "start", "run_dir": tmp_path / "run", "steps": 1}
+    with pytest.raises(ConfigRefused, match=r"vllm_model_dir: .* expected it outside of model_dir"):
+        GRPOConfig(**given, use_vllm=True, vllm_model_dir=tmp_path / served)  # type: ignore[arg-type]
 
 
 def test_what_the_server_draws_from_another_policy_is_weighed(run: Run, server: Server) -> None:

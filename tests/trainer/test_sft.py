@@ -15,7 +15,7 @@ from tests.trainer.conftest import MakeExport, make_screener, model_directory, r
 from trainer import sft
 from trainer.config import ConfigRefused
 from trainer.contract import prompts
-from trainer.contract.dimensions import Dimension, Polarity
+from trainer.contract.dimensions import Dimension, Polarity, Split
 from trainer.contract.exports import ExportRefused, read_manifest
 from trainer.data import encode_prompts
 from trainer.model import Screener, load_screener, save_screener
@@ -148,6 +148,19 @@ def test_answers_alone_are_taught_when_wanted(make_export: MakeExport, tmp_path:
     run = sft.build(settings(export, tmp_path, answer_only=True))
     targets = {example.target for shown in sft.next_batch(run) for example in shown.examples}
     assert all(target.startswith("<think></think><answer>") for target in targets)
+
+
+def test_a_validation_split_that_cannot_be_used_stops_no_training(
+    make_export: MakeExport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = make_export(samples=8, untold=(Split.VALIDATION,))
+    model_directory(tmp_path / "new", "qwen3_vl")
+    config = settings(export, tmp_path, steps=1)
+    sft.main(config)
+    assert "loss" in metrics(config.run_dir)[-1]
+    said = [line for line in capsys.readouterr().err.splitlines() if "validation record" in line]
+    assert len(said) == 1
+    assert "sft: no evaluation:" in said[0]
 
 
 def test_every_sample_is_shown_before_any_is_shown_again(make_export: MakeExport, tmp_path: Path) -> None:
