@@ -414,7 +414,9 @@ def train_step(run: Run) -> dict[str, Any]:
     draws = run.hard_cases.draw_batch(config.prompts_per_step)
     records = [run.train_records[draw.record_id] for draw in draws]
     writing = f"writing completions in step {run.state.step + 1}"
-    fewer = f"lower prompts_per_step (now {config.prompts_per_step}) or max_completion_length, or set compute_once=nothing"
+    fewer = (
+        f"lower prompts_per_step (now {config.prompts_per_step}) or max_completion_length, or set compute_once=nothing"
+    )
     with naming_what_to_lower(writing, fewer, run.directory):
         seen = see_records(run, records)
         groups = write_groups(run, seen, records, seed=config.seed * 1_000_003 + run.state.step)
@@ -486,7 +488,7 @@ def write_groups(
     seen = replace(seen, screener=run.writer)
     with computing(run.writer, config):
         asked = [
-            Asked(place, make_example(records[place], PromptKind.ASK).prompt, run.images.of(records[place]))
+            Asked(place, make_example(records[place], PromptKind.ASK).prompt, seen.images_of(place))
             for place in run.ranks.share(range(len(records)))
         ]
         written = run.engine.write(asked, seen, sampling, generations or config.num_generations)
