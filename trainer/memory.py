@@ -123,12 +123,11 @@ def activations(screener: Screener, load: Load, *, checkpointed: bool) -> tuple[
     layer = 6 * width + normed * (queries + keys) + 4 * text.intermediate_size
     if checkpointed:
         language = load.row_tokens * (width * text.num_hidden_layers + layer)
-    elif is_short(screener.model):
-        # The last layer keeps every row's keys and values, and all else only of rows that predict (last_layer.py).
-        language = load.row_tokens * (layer * (text.num_hidden_layers - 1) + 6 * width + normed * keys)
-        language += load.completion_tokens * (6 * width + normed * queries + 4 * text.intermediate_size)
     else:
-        language = load.row_tokens * (layer * text.num_hidden_layers + 6 * width)
+        # The last layer computes keys and values of all, and everything else of what is predicted alone.
+        last = 3 * width + normed * keys if is_short(screener.model) else layer + 6 * width
+        language = load.row_tokens * (layer * (text.num_hidden_layers - 1) + last)
+        language += load.completion_tokens * (layer + 6 * width if is_short(screener.model) else 0)
     if not any(weight.requires_grad for weight in screener.vision_tower.parameters()):
         return language, 0
     depth = getattr(vision, "depth", None) or vision.num_hidden_layers
