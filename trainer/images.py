@@ -71,6 +71,18 @@ def prepare_image(screener: Screener, image: Image.Image, max_side: int | None =
     return torch.from_numpy(np.array(image, dtype=np.uint8))
 
 
+def stored_bytes(export_dir: Path, image: ImageFile) -> bytes:
+    """The bytes of one image of an export. ExportRefused when the file is gone or changed."""
+    path = export_dir / image.path
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ExportRefused(f"{path}: {error.strerror}") from None
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        raise ExportRefused(f"{path} was changed: its bytes are not those of the record")
+    return data
+
+
 class ImageStore:
     """The prepared images of one export, each read, checked and resized once, the least recently used dropped first."""
 
@@ -90,17 +102,11 @@ class ImageStore:
         if (kept := self._kept.get(image.sha256)) is not None:
             self._kept.move_to_end(image.sha256)
             return kept
-        path = self._directory / image.path
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ExportRefused(f"{path}: {error.strerror}") from None
-        if hashlib.sha256(data).hexdigest() != image.sha256:
-            raise ExportRefused(f"{path} was changed: its bytes are not those of the record")
+        data = stored_bytes(self._directory, image)
         try:
             prepared = prepare_image(self._screener, read_image(data), self._max_side)
         except ValueError as error:
-            raise ExportRefused(f"{path}: {error}") from None
+            raise ExportRefused(f"{self._directory / image.path}: {error}") from None
         self._kept[image.sha256] = prepared
         self._bytes += prepared.nbytes
         while self._bytes > self._max_bytes and len(self._kept) > 1:
