@@ -89,7 +89,7 @@ class GRPOConfig(TrainingConfig):
     repetition_penalty: float = 1.0
     """Above 1, words of the prompt and of the completion so far become less likely (TRL's default: 1, none)."""
     max_completion_length: int = 256
-    """Longest completion in tokens (TRL's default)."""
+    """Longest completion in tokens. TRL's default is 512; a reasoning about four candidates is shorter (ours)."""
     mask_truncated_completions: bool = False
     """Learn nothing from completions that were cut off (TRL's default: false, they are graded as they are)."""
     epsilon: float = 0.2
@@ -334,7 +334,8 @@ def mining_pass(run: Run) -> None:
     run.hard_cases.begin_stage()
     run.state.extra["mined"] = True
     counts = run.hard_cases.counts()
-    run.directory.log(0, {"mining_pass": len(records), "rollouts": run.hard_cases.rollouts, "records": counts})
+    told = {"mining_pass": len(records), "rollouts": run.hard_cases.rollouts, "records": counts}
+    run.directory.log(0, {**told, "seconds": time.monotonic() - began})
     run.directory.log_rows(HARD_CASES, 0, run.hard_cases.take_decisions())
     run.progress.say(
         f"mining pass: {run.hard_cases.rollouts} rollouts, {counts['hard']} of {len(records)} records hard"
@@ -745,6 +746,7 @@ def check_start(run: Run) -> None:
         [grade.answer for grade, _ in flat],
         [record.answer for _, record in flat],
         [len(record.candidates) for _, record in flat],
+        [record.dimension for _, record in flat],
     )
     if found["exact"] <= chance.permuted:
         run.progress.say(
