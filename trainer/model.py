@@ -159,7 +159,9 @@ def load_screener(directory: Path, device: str = "auto", dtype: str = "auto") ->
     tokenizer = _read_tokenizer(directory)
     if tokenizer is None:
         raise ModelRefused(f"{directory}: expected a tokenizer (tokenizer.json)")
-    return _assemble(model.to(place), tokenizer, _image_processor(directory, config, architecture), architecture)
+    return assemble_screener(
+        model.to(place), tokenizer, _image_processor(directory, config, architecture), architecture
+    )
 
 
 def new_screener(
@@ -188,7 +190,7 @@ def new_screener(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     model = model.to(device=place, dtype=resolve_dtype(dtype, place))
-    return _assemble(model, tokenizer, _image_processor(directory, config, architecture), architecture)
+    return assemble_screener(model, tokenizer, _image_processor(directory, config, architecture), architecture)
 
 
 def checkpoint_layers(model: Any) -> None:
@@ -239,7 +241,8 @@ def _call(function: Callable[..., T], *given: Any) -> T:
     return function(*given)
 
 
-def _assemble(model: Any, tokenizer: Any, image_processor: Any, architecture: Architecture) -> Screener:
+def assemble_screener(model: Any, tokenizer: Any, image_processor: Any, architecture: Architecture) -> Screener:
+    """A transformers model, changed in place to compute as this trainer does, with what belongs to it."""
     speed_up_vision(model)
     shorten_last_layer(model)
     # The text stack alone: the vision tower has no prompt to share.
