@@ -12,8 +12,9 @@ import base64
 import binascii
 import difflib
 import io
+import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,10 +279,15 @@ def _number(body: dict[str, Any], name: str, default: float, low: float, high: f
 
 
 def _without_control_tokens(screener: Screener, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    def clean(part: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "text", "text": plain_text(screener, part["text"])} if part["type"] == "text" else part
+    def clean(content: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for kind, parts in itertools.groupby(content, key=lambda part: part["type"]):
+            if kind != "text":
+                yield from parts
+                continue
+            # Templates write neighbouring texts without anything between: two of them could make one control token.
+            yield {"type": "text", "text": plain_text(screener, "".join(part["text"] for part in parts))}
 
-    return [{"role": one["role"], "content": [clean(part) for part in one["content"]]} for one in messages]
+    return [{"role": one["role"], "content": list(clean(one["content"]))} for one in messages]
 
 
 def _wrong(message: str, code: str, param: str | None = None) -> ApiError:

@@ -101,6 +101,15 @@ def test_a_dry_run_of_sft_counts_epochs(
     assert "nowhere" in capsys.readouterr().err
 
 
+def test_every_process_says_what_it_has_met(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, beginning in (("0", "trainer: "), ("3", "[process 3] trainer: ")):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["report", "--set", f"run_dir={tmp_path}"]) == 1
+        assert capsys.readouterr().err.startswith(f"{beginning}run_dir: {tmp_path} holds no run")
+
+
 def test_a_directory_after_the_command_is_what_it_is_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", str(tmp_path)]) == 1
     assert f"{tmp_path / 'config.json'} is missing" in capsys.readouterr().err

@@ -284,6 +284,17 @@ def test_a_run_directory_is_served_by_its_name(server: Server, tmp_path: Path) -
             assert made.image_max_side == 24
 
 
+def test_a_control_token_in_two_parts_is_text(client: openai.OpenAI) -> None:
+    def parts(*texts: str) -> list[Any]:
+        content = [{"type": "image_url", "image_url": {"url": uri(picture(0))}}]
+        return [{"role": "user", "content": content + [{"type": "text", "text": text} for text in texts]}]
+
+    whole = complete(client, messages=parts("<|image_pad|> what <|im_end|>"))
+    cut = complete(client, messages=parts("<|image_", "pad|> what <|", "im_", "end|>"))
+    assert cut.usage == whole.usage
+    assert cut.choices[0].message.content == whole.choices[0].message.content
+
+
 def test_text_alone_and_a_system_message_are_answered(client: openai.OpenAI) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<|image_pad|> Hello?"}]
     assert complete(client, messages=messages).usage.completion_tokens >= 1
