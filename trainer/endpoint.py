@@ -13,6 +13,7 @@ import json
 import mimetypes
 import os
 import random
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -94,9 +95,16 @@ class EndpointConfig:
 
 
 def ask_endpoint(
-    config: EndpointConfig, prompt: Prompt, images: Sequence[str], *, max_tokens: int, temperature: float = 0.0
+    config: EndpointConfig,
+    prompt: Prompt,
+    images: Sequence[str],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    stopping: threading.Event | None = None,
 ) -> Answered:
-    """The endpoint's completion of one prompt; `images` are data: URIs, the original first.
+    """The endpoint's completion of one prompt; `images` are data: URIs, the original first. Once `stopping` is set,
+    nothing is tried again.
 
     Raises RequestRefused when it will not answer this one, RequestFailed when it could not after all tries,
     EndpointFailed when it answers none: nobody is there, it is too busy, or asks for another key.
@@ -109,17 +117,17 @@ def ask_endpoint(
         **config.body_options(),
     }
     body = {name: value for name, value in body.items() if value is not None}
-    began = time.monotonic()
+    began, stopping = time.monotonic(), stopping or threading.Event()
     for attempt in range(1, config.attempts + 1):
         try:
             return _answered(config, _post(config, body), began)
         except _MayPass as failure:
-            if attempt == config.attempts:
-                kind = RequestFailed if failure.of_request else EndpointFailed
-                raise kind(f"{config.base_url}: {failure}, {attempt} times") from None
             # Requests that were turned away together shall not come back together.
             pause = 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - it guards nothing
-            time.sleep(min(max(pause, failure.retry_after), _LONGEST_PAUSE))
+            pause = min(max(pause, failure.retry_after), _LONGEST_PAUSE)
+            if attempt == config.attempts or stopping.wait(pause):
+                kind = RequestFailed if failure.of_request else EndpointFailed
+                raise kind(f"{config.base_url}: {failure}, {attempt} times") from None
     raise AssertionError("the last attempt returns or raises")
 
 

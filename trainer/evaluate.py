@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import re
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Generator, Sequence
@@ -362,13 +363,13 @@ def _by_endpoint(
         prompt = make_example(record, PromptKind.ASK).prompt
         images = [data_uri(image.path, stored_bytes(config.export_dir, image)) for image in record.images]
         try:
-            return ask_endpoint(endpoint, prompt, images, max_tokens=config.max_completion_length)
+            return ask_endpoint(endpoint, prompt, images, max_tokens=config.max_completion_length, stopping=stopping)
         except RequestRefused as refused:
             return Answered(text="", refused=str(refused), passing=isinstance(refused, RequestFailed))
 
     some_answered = any(not one.refused for one in log.known.values())
     refused: list[tuple[Record, Answered]] = []
-    failed = 0
+    failed, stopping = 0, threading.Event()
     asked: dict[Future[Answered], Record] = {}
     with ThreadPoolExecutor(endpoint.concurrency) as pool:
         try:
@@ -388,6 +389,7 @@ def _by_endpoint(
                 refused.clear()
                 yield record, answered
         finally:
+            stopping.set()
             pool.shutdown(cancel_futures=True)
             for future, record in asked.items():
                 if record.id in log.known or future.cancelled() or future.exception() is not None:

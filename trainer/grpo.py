@@ -71,7 +71,8 @@ class GRPOConfig(TrainingConfig):
     """What a GRPO run is. Defaults are ours unless a field names TRL; none is the paper's."""
 
     learning_rate: float = 5e-5
-    """Peak rate of AdamW. A higher one was unstable on the tiny model (measured, ours)."""
+    """Peak rate of AdamW; a higher one was unstable on the tiny model (measured, ours). TRL's default is 1e-06, which
+    suits a published model."""
     prompts_per_step: int = 8
     """Records per step; each is answered `num_generations` times."""
     num_generations: int = 8
@@ -415,7 +416,9 @@ def train_step(run: Run) -> dict[str, Any]:
     draws = run.hard_cases.draw_batch(config.prompts_per_step)
     records = [run.train_records[draw.record_id] for draw in draws]
     writing = f"writing completions in step {run.state.step + 1}"
-    fewer = f"lower prompts_per_step (now {config.prompts_per_step}) or max_completion_length, or set compute_once=nothing"
+    fewer = (
+        f"lower prompts_per_step (now {config.prompts_per_step}) or max_completion_length, or set compute_once=nothing"
+    )
     with naming_what_to_lower(writing, fewer, run.directory):
         seen = see_records(run, records)
         groups = write_groups(run, seen, records, seed=config.seed * 1_000_003 + run.state.step)

@@ -193,6 +193,17 @@ def new_screener(
     return assemble_screener(model, tokenizer, _image_processor(directory, config, architecture), architecture)
 
 
+def outlined_screener(directory: Path, dtype: str = "auto") -> Screener:
+    """The model of a directory by its config alone: shapes without numbers, which take no memory and compute nothing.
+
+    ModelRefused as in loading. Tokenizer and image processor are left out.
+    """
+    config, architecture = _read_config(directory)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=resolve_dtype(dtype, resolve_device("auto")))
+    return Screener(model=model, tokenizer=None, image_processor=None, architecture=architecture)
+
+
 def checkpoint_layers(model: Any) -> None:
     """Compute each layer's activations again going backward, in training mode, instead of keeping them."""
     # The second name is the first one's before transformers 5.20.

@@ -14,7 +14,6 @@ from trainer.config import ConfigRefused, TrainingConfig
 from trainer.model import Screener
 from trainer.optimization import Diverged, clip_and_step, learning_rate_at, make_optimizer, refuse_divergence
 
-
 SEPARATED = "one\u2028two\u2029three\u0085four"
 """What a model may write: separators of Unicode, which are no ends of rows."""
 

@@ -6,6 +6,7 @@ import http.client
 import json
 import ssl
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -228,6 +229,14 @@ def test_what_was_under_way_is_kept_after_ctrl_c(
     assert 4 <= paid < 12
     evaluate.evaluate(config)
     assert len(judge.asked) == 12
+
+
+def test_who_is_told_to_wait_does_not_hold_up_the_end(export: Path, judge: Judge, tmp_path: Path) -> None:
+    judge.script, judge.always = [(429, {"Retry-After": "30"}, "slower")] * 2, (401, {}, "no")
+    began = time.monotonic()
+    with pytest.raises(EndpointFailed, match="HTTP 401"):
+        evaluate.evaluate(settings(export, tmp_path, endpoint=asked_of(judge, concurrency=3)))
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("always", [(200, {}, "<html>"), (500, {}, "down"), (200, {}, '{"choices": []}')])
