@@ -2,8 +2,9 @@
 
 A step is rollout, reward, log-probabilities, backward and optimizer. Both sides write completions of exactly the same
 length (no word may end them) and earn random rewards, so that no group is skipped. Ours is `trainer.grpo.train_step`
-itself on an export; TRL's is `GRPOTrainer.train`, timed between the ends of its steps. Also: what either way of
-computing log-probabilities keeps for its backward pass. Not here: equality of the two (tests/trainer).
+itself on an export; TRL's is `GRPOTrainer.train`, timed between the ends of its steps. Both read a step's pictures from
+their files, ours without its cache, TRL by the PIL image processor. Also: what either way of computing
+log-probabilities keeps for its backward pass. Not here: equality of the two (tests/trainer).
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ class Bench:
             loss_type=LossType.DAPO,
             start_gate="off",
             evaluate_records=0,
+            image_cache_mb=0,
             device="cpu",
         )
         run = grpo.build(config)

@@ -490,7 +490,7 @@ def write_groups(
     seen = replace(seen, screener=run.writer)
     with computing(run.writer, config):
         asked = [
-            Asked(place, make_example(records[place], PromptKind.ASK).prompt, run.images.of(records[place]))
+            Asked(place, make_example(records[place], PromptKind.ASK).prompt, seen.images_of(place))
             for place in run.ranks.share(range(len(records)))
         ]
         written = run.engine.write(asked, seen, sampling, generations or config.num_generations)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,10 @@ def stored_bytes(export_dir: Path, image: ImageFile) -> bytes:
     return data
 
 
+_READERS = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="images")
+"""Decoding and hashing leave Python's lock: pictures that are read together do not wait for each other."""
+
+
 class ImageStore:
     """The prepared images of one export, each read, checked and resized once, the least recently used dropped first."""
 
@@ -94,25 +100,36 @@ class ImageStore:
         self._bytes = 0
 
     def of(self, record: Record) -> list[ImageTensor]:
-        """The original and the candidates of a record, in prompt order."""
-        return [self.get(image) for image in record.images]
+        """The original and the candidates of a record, in prompt order.
 
-    def get(self, image: ImageFile) -> ImageTensor:
-        """One prepared image. ExportRefused when the file is gone, changed, or not an image."""
-        if (kept := self._kept.get(image.sha256)) is not None:
-            self._kept.move_to_end(image.sha256)
-            return kept
+        ExportRefused when a file is gone, changed, or not an image.
+        """
+        found: dict[str, ImageTensor] = {}
+        missing: dict[str, ImageFile] = {}
+        for image in record.images:
+            if (kept := self._kept.get(image.sha256)) is not None:
+                self._kept.move_to_end(image.sha256)
+                found[image.sha256] = kept
+            else:
+                missing[image.sha256] = image
+        for digest, prepared in zip(missing, _READERS.map(self._read, missing.values()), strict=True):
+            found[digest] = prepared
+            self._keep(digest, prepared)
+        return [found[image.sha256] for image in record.images]
+
+    def _read(self, image: ImageFile) -> ImageTensor:
         data = stored_bytes(self._directory, image)
         try:
-            prepared = prepare_image(self._screener, read_image(data), self._max_side)
+            return prepare_image(self._screener, read_image(data), self._max_side)
         except ValueError as error:
             raise ExportRefused(f"{self._directory / image.path}: {error}") from None
-        self._kept[image.sha256] = prepared
+
+    def _keep(self, digest: str, prepared: ImageTensor) -> None:
+        self._kept[digest] = prepared
         self._bytes += prepared.nbytes
-        while self._bytes > self._max_bytes and len(self._kept) > 1:
+        while self._bytes > self._max_bytes and self._kept:
             _, dropped = self._kept.popitem(last=False)
             self._bytes -= dropped.nbytes
-        return prepared
 
 
 def image_grid(screener: Screener, image: ImageTensor) -> tuple[int, int]:

@@ -1,10 +1,10 @@
 """The last text layer for the few rows that anybody reads: all keys and values, but only those rows' queries and MLP.
 
 Nothing above the last layer mixes rows. Of a packed row only what predicts a completion's token is read, of a prompt
-that is prefilled only its last token; for all other rows the last layer's keys and values are needed, the rest is not.
+that is prefilled only its last token; of all other rows the last layer's keys and values are needed, the rest is not.
 Exact, forward and backward; it saves one layer's part of the prompt: a quarter with four layers, 3 % with thirty-six.
-`shorten_last_layer` exchanges the class of one model's last layer; parameters, their names and what is saved stay, and a
-forward that says nothing about rows is the stock one. Source: ours. Not here: attention over a packed row
+`shorten_last_layer` exchanges the class of one model's last layer; parameters, their names and what is saved stay, and
+a forward that says nothing about rows is the stock one. Source: ours. Not here: attention over a packed row
 (prefix_attention.py).
 """
 
@@ -92,9 +92,7 @@ def _turned(heads_BTHD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> Tensor:
     return turned
 
 
-def _at_ends(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ends_B1: Tensor, scale: float
-) -> Tensor:
+def _at_ends(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ends_B1: Tensor, scale: float) -> Tensor:
     """(B, 1, heads, D): each row's last token sees all of its row that is real."""
     if mask is not None:
         mask = mask[torch.arange(len(ends_B1), device=ends_B1.device), :, ends_B1[:, 0]][:, :, None]

@@ -19,6 +19,7 @@ import torch
 
 from trainer.config import Refused, TrainingConfig
 from trainer.data import PromptBatch
+from trainer.last_layer import is_short
 from trainer.model import Architecture, Screener, resolve_dtype
 from trainer.shared_prefix import LOGITS_AT_ONCE
 
@@ -117,7 +118,10 @@ def activations(screener: Screener, load: Load, *, checkpointed: bool) -> tuple[
     if checkpointed:
         language = load.row_tokens * (width * text.num_hidden_layers + layer)
     else:
-        language = load.row_tokens * (layer * text.num_hidden_layers + 6 * width)
+        # The last layer computes keys and values of all, and everything else of what is predicted alone.
+        last = 3 * width + normed * keys if is_short(screener.model) else layer + 6 * width
+        language = load.row_tokens * (layer * (text.num_hidden_layers - 1) + last)
+        language += load.completion_tokens * (layer + 6 * width if is_short(screener.model) else 0)
     if not any(weight.requires_grad for weight in screener.vision_tower.parameters()):
         return language, 0
     depth = getattr(vision, "depth", None) or vision.num_hidden_layers

@@ -1,14 +1,17 @@
 """Attention over one packed row ``prompt | branch | branch | ... | prompt | branch | ...``, without a mask of its size.
 
 A prompt's tokens see the prompt up to themselves; a branch's tokens see the whole prompt of their group and their own
-branch up to themselves. Prompts whose keys and values are there already are left out of the row and given beside it. The function is registered with transformers as ``shared_prefix`` and set on the text config
-alone; without a layout it is the stock sdpa. The layout travels as a keyword argument, since what checkpointed layers
-compute again going backward runs after the forward pass has returned. Source of the merged form: partial attention
-joined by log-sum-exp, as in FlashAttention (arXiv 2307.08691) and ring attention (arXiv 2310.01889); used so by us.
-Not here: what stands in the row (shared_prefix.py), the last layer's few queries (last_layer.py), decoding (rollout.py).
+branch up to themselves. Prompts whose keys and values are there already are left out of the row and given beside it.
+The function is registered with transformers as ``shared_prefix`` and set on the text config alone; without a layout it
+is the stock sdpa. The layout travels as a keyword argument, since what checkpointed layers compute again going backward
+runs after the forward pass has returned. Source of the merged form: partial attention joined by log-sum-exp, as in
+FlashAttention (arXiv 2307.08691) and ring attention (arXiv 2310.01889); used so by us.
+Not here: what stands in the row (shared_prefix.py), which queries the last layer needs (last_layer.py), decoding
+(rollout.py).
 
 Shapes: T tokens of the row, Q of them that ask, H query heads, K key heads, R = H/K, D head size; per group P prompt
-tokens, S tokens of its branches; N branches of all groups, C tokens of the longest branch, M branch tokens of all groups.
+tokens, S tokens of its branches; N branches of all groups, C tokens of the longest branch, M branch tokens of all
+groups.
 """
 
 from __future__ import annotations
@@ -106,11 +109,7 @@ def lay_out(
         at = end
     lengths_N = torch.tensor([length for group in groups for length in group.branches])
     begins_N = torch.tensor(
-        [
-            begin
-            for group in groups
-            for begin in itertools.accumulate(group.branches[:-1], initial=group.behind.start)
-        ]
+        [begin for group in groups for begin in itertools.accumulate(group.branches[:-1], initial=group.behind.start)]
     )
     columns_C = torch.arange(int(lengths_N.max()))
     real_NC = columns_C < lengths_N[:, None]
@@ -144,7 +143,7 @@ def lay_out(
 
 
 def shared_prefix_attention(
-    module: torch.nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -169,8 +168,8 @@ def shared_prefix_attention(
         # Norms of queries and keys leave them in another type than the values; the kernels below take one.
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    whole = shared_prefix.last is None or query.shape[2] == key.shape[2]
-    asking = shared_prefix.every if whole else shared_prefix.last
+    few = shared_prefix.last if query.shape[2] < key.shape[2] else None
+    asking = few or shared_prefix.every
     beside = [part[0].to(key.dtype) for layers in prompt_keys for part in layers[module.layer_idx]]
     compute = _Merged.apply if shared_prefix.method == "merged" else _joined
     found: Tensor = compute(query[0], key[0], value[0], shared_prefix, asking, scale, *beside)
@@ -195,12 +194,8 @@ def _joined(
     out: list[Tensor] = []
     for number, (group, rest) in enumerate(zip(layout.groups, asking.rest, strict=True)):
         # Repeated before the call: with a mask and enable_gqa, CUDA falls back to its slowest kernel.
-        keys, values = (
-            part.repeat_interleave(repeats, 0) for part in _of_prompt(number, group, key, value, beside)
-        )
-        branch_keys, branch_values = (
-            part[:, group.behind].repeat_interleave(repeats, 0) for part in (key, value)
-        )
+        keys, values = (part.repeat_interleave(repeats, 0) for part in _of_prompt(number, group, key, value, beside))
+        branch_keys, branch_values = (part[:, group.behind].repeat_interleave(repeats, 0) for part in (key, value))
         first = rest.stop - group.suffix
         if asking.prompts is not None:
             asked = query[None, :, asking.prompts[number]]

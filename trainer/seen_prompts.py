@@ -32,6 +32,8 @@ class SeenPrompts:
 
     screener: Screener
     batch: PromptBatch
+    images: Sequence[Sequence[ImageTensor]]
+    """Each prompt's pictures."""
     places: tuple[int, ...]
     """Which of a step's prompts these are: several processes share them."""
     features: list[Any] | None
@@ -44,6 +46,10 @@ class SeenPrompts:
         row = self.places.index(place)
         ids: list[int] = self.batch.input_ids[row, : int(self.batch.lengths[row])].tolist()
         return ids
+
+    def images_of(self, place: int) -> Sequence[ImageTensor]:
+        """One prompt's pictures."""
+        return self.images[self.places.index(place)]
 
     def select(self, places: Sequence[int]) -> PromptBatch:
         """Some of the prompts as a batch of their own."""
@@ -88,7 +94,7 @@ def see(
 ) -> SeenPrompts:
     """Encode prompts, and compute now what is to be computed `once`."""
     batch = encode_prompts(screener, prompts, images)
-    seen = SeenPrompts(screener, batch, tuple(places), None, None)
+    seen = SeenPrompts(screener, batch, images, tuple(places), None, None)
     if once == "nothing":
         return seen
     learns = any(weight.requires_grad for weight in screener.vision_tower.parameters())

@@ -170,8 +170,8 @@ def self_check(
 
     All groups go through the packed forward, so that a branch that sees another one would differ. Gradients are those
     of the first text layer's weights that are trained, through all layers above it. Not thorough: one branch, and no
-    gradients. `read_before`: prompts are read apart, as GRPO does. `bits` are those of what is computed in. SelfCheckFailed
-    beyond SELF_CHECK_TOLERANCE.
+    gradients. `read_before`: prompts are read apart, as GRPO does. `bits` are those of what is computed in.
+    SelfCheckFailed beyond SELF_CHECK_TOLERANCE.
     """
     pixels = _pixels_of_groups(groups.prompts)
     layers = screener.model.model.language_model.layers

@@ -83,16 +83,14 @@ def test_a_longer_side_is_bounded(tmp_path: Path) -> None:
 
 def test_the_store_reads_each_image_once_and_forgets_the_oldest(screener: Screener, make_export: MakeExport) -> None:
     export = make_export(samples=2)
-    record = next(read_records(export))
-    store = ImageStore(screener, export, max_bytes=2 * SIDE * SIDE * 3)
-    first, *others = record.images
-    kept = store.get(first)
-    assert store.get(first) is kept
-    for other in others:
-        store.get(other)
-    again = store.get(first)
-    assert again is not kept
-    assert torch.equal(again, kept)
+    first, other = list({record.sample_id: record for record in read_records(export)}.values())
+    store = ImageStore(screener, export, max_bytes=len(first.images) * SIDE * SIDE * 3)
+    kept = store.of(first)
+    assert all(again is before for again, before in zip(store.of(first), kept, strict=True))
+    store.of(other)
+    again = store.of(first)
+    assert not any(one is before for one, before in zip(again, kept, strict=True))
+    assert all(torch.equal(one, before) for one, before in zip(again, kept, strict=True))
 
 
 def test_a_changed_image_is_refused_by_name(screener: Screener, make_export: MakeExport) -> None:
