@@ -9,6 +9,7 @@ Not here: the arms and the figures (trainer/ablate.py), how scenes are drawn (ab
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,7 @@ def main() -> int:
         f"export_dir={home}/scenes-{{seed}}", f"model_dir={ROOT / 'fixtures' / 'base_screener'}",
         f"run_dir={home / 'runs'}", f"sft_config={ROOT / 'benchmarks' / 'ablation_sft.toml'}",
         f"grpo_config={ROOT / 'benchmarks' / 'ablation_grpo.toml'}", f"seeds={seeds}",
+        f"command={shlex.join(['python', '-m', 'benchmarks.ablation', *sys.argv[1:]])}",
     ]  # fmt: skip
     if given.purpose == "publish":
         settings.append(f"publish_dir={docs}")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract.dimensions import DIMENSIONS
-from trainer.evaluate import beats_constant, paired_difference, read_predictions
+from trainer.evaluate import beats_constant, paired_difference
+from trainer.predictions import read_predictions
 
 NAMES = {"base": "base", "sft": "SFT", "grpo": "HCM-GRPO"}
 

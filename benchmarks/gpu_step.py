@@ -5,12 +5,15 @@
     python -m benchmarks.gpu_step --size tiny --pixels 64 --completion 8 --group 2 --rounds 1   # a CPU, in seconds
 
 Random weights; needs torch, transformers and this repository, nothing that is downloaded. One JSON object per line.
+Our step is that of grpo.py: prompts are read once for writing and learning. That reading counts as training, as its
+backward pass does; what the peer reads of the prompt stands where it reads it, when writing and when learning.
 Not here: the comparison with TRL (grpo_step.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import statistics
@@ -30,11 +33,12 @@ from benchmarks.measurement import Measurement
 from trainer.contract import prompts
 from trainer.contract.dimensions import Dimension, Polarity
 from trainer.contract.prompts import Text
-from trainer.data import encode_prompts
-from trainer.fast_vision import speed_up_vision
-from trainer.model import Architecture, Screener, checkpoint_layers, follow_tokenizer
-from trainer.rollout import Sampling, Wanted, write_completions
-from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs, token_logprobs
+from trainer.grpo import GRPOConfig
+from trainer.last_layer import is_short
+from trainer.model import Architecture, Screener, assemble_screener, checkpoint_layers, follow_tokenizer
+from trainer.rollout import Sampling, write_seen_groups
+from trainer.seen_prompts import Once, SeenPrompts, see
+from trainer.shared_prefix import Branch, PrefixGroups, SelfCheck, completion_logprobs, self_check, token_logprobs
 from trainer.tokenizer import train_tokenizer
 
 IMAGES = 5
@@ -44,15 +48,19 @@ PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4":
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the measurements."""
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     for measurement in measure(given):
         print(json.dumps(measurement), flush=True)
     return 0
 
 
 def measure(given: argparse.Namespace) -> Iterator[Measurement]:
-    """Rollout, training pass, memory, whole step; each beside the repeated prompt where that fits into memory."""
-    bench = _Bench(given)
+    """Rollout, training pass, memory, whole step; each beside the repeated prompt where that fits into memory.
+
+    SelfCheckFailed where both sides do not compute the same.
+    """
+    bench = Bench(given)
+    checked = bench.check()
     setting: dict[str, Any] = {
         "prompt_tokens": int(bench.heads.lengths[0]),
         "completion_tokens": given.completion,
@@ -62,9 +70,11 @@ def measure(given: argparse.Namespace) -> Iterator[Measurement]:
         "device": bench.device_name,
         "dtype": str(bench.model.dtype).removeprefix("torch."),
         "checkpointing": given.checkpointing,
+        "compute_once": bench.once,
+        "self_check": {"logprobs": checked.logprobs, "gradients": checked.gradients},
     }
-    ours = {name: bench.timed(call) for name, call in bench.shared().items()}
-    memory = bench.extra_memory(bench.learn_shared)
+    ours = bench.shared()
+    memory = bench.extra_memory(lambda: bench.learn_shared(bench.see()))
     theirs: dict[str, float | None] = dict.fromkeys(ours)
     their_memory: float | None = None
     if not given.shared_only:
@@ -105,7 +115,7 @@ def measure(given: argparse.Namespace) -> Iterator[Measurement]:
     yield line("step_seconds", step, "s", peer_step, peer_step and peer_step / step)
 
 
-class _Bench:
+class Bench:
     """A model, its optimizer and a step's prompts."""
 
     def __init__(self, given: argparse.Namespace) -> None:
@@ -117,40 +127,60 @@ class _Bench:
         known = next((value for part, value in PEAK_TFLOPS.items() if part in self.device_name), 0.0)
         self.peak = 1e12 * (given.peak_tflops or known)
         prompt = prompts.ask(Dimension.PHYSICAL_SHADOW, Polarity.ACCEPTABLE, IMAGES - 1)
+        self.prompts = [prompt] * given.prompts
+        self.once: Once = "images" if given.checkpointing else "prompts"  # as grpo can
         self.screener = _screener(given, self.device, [part.text for part in prompt.parts if isinstance(part, Text)])
         self.model = self.screener.model
         if given.checkpointing:
             checkpoint_layers(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
         shape = (given.pixels, given.pixels, 3)
-        images = [
+        self.images = [
             [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(IMAGES)] for _ in range(given.prompts)
         ]
-        self.heads = encode_prompts(self.screener, [prompt] * given.prompts, images)
+        self.heads = see(self.screener, self.prompts, self.images, range(given.prompts), once="nothing").batch
         self.pixels = self.heads.pixel_values.chunk(given.prompts)
         said = torch.randint(300, 380, (given.prompts, given.group, given.completion))
         self.said = said.to(self.device)
-        branches = [[Branch([], row) for row in rows] for rows in said.tolist()]
-        self.groups = PrefixGroups(self.heads, branches)
+        self.branches = [[Branch([], row) for row in rows] for rows in said.tolist()]
 
-    def shared(self) -> dict[str, Callable[[], object]]:
-        """The parts of our step."""
-        return {"rollout": self.write_shared, "train": self.learn_shared, "update": self.update}
+    def check(self) -> SelfCheck:
+        """What is measured computes what repeated prompts do; SelfCheckFailed where it does not."""
+        self.model.eval()
+        groups, bits = PrefixGroups(self.heads, self.branches), 8 * self.model.dtype.itemsize
+        return self_check(self.screener, groups, read_before=self.once == "prompts", bits=bits)
+
+    def shared(self) -> dict[str, float]:
+        """Median seconds of the parts of our step, after an uncounted one."""
+        steps: list[dict[str, float]] = []
+        for _ in range(self.given.rounds + 1):
+            seconds: dict[str, float] = {}
+            with self._clocked(seconds, "read"):
+                seen = self.see()
+            with self._clocked(seconds, "rollout"):
+                self.write_shared(seen)
+            with self._clocked(seconds, "learn"):
+                self.learn_shared(seen)
+            with self._clocked(seconds, "update"):
+                self.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            steps.append(seconds)
+        median = {part: statistics.median(step[part] for step in steps[1:]) for part in steps[0]}
+        return {"rollout": median["rollout"], "train": median["read"] + median["learn"], "update": median["update"]}
 
     def repeated(self) -> dict[str, Callable[[], object]]:
         """The same parts with the prompt and its images once per completion."""
         return {"rollout": self.write_repeated, "train": self.learn_repeated, "update": self.update}
 
-    def write_shared(self) -> None:
+    def see(self) -> SeenPrompts:
+        """Encode the prompts, and compute what writing and learning have in common."""
+        self.model.train(self.given.checkpointing)
+        return see(self.screener, self.prompts, self.images, range(self.given.prompts), once=self.once)
+
+    def write_shared(self, seen: SeenPrompts) -> None:
         self.model.eval()
-        wanted = [
-            [
-                Wanted([], Sampling(max_new_tokens=self.given.completion, temperature=1.0, seed=place * 1000 + j))
-                for j in range(self.given.group)
-            ]
-            for place in range(self.given.prompts)
-        ]
-        write_completions(self.screener, self.heads, wanted)
+        sampling = Sampling(max_new_tokens=self.given.completion, temperature=1.0)
+        write_seen_groups(seen, seen.places, sampling, self.given.group)
 
     @torch.no_grad()
     def write_repeated(self) -> None:
@@ -169,9 +199,16 @@ class _Bench:
             pad_token_id=self.screener.pad_token_id,
         )
 
-    def learn_shared(self) -> None:
+    def learn_shared(self, seen: SeenPrompts) -> None:
+        """As many groups in one forward as grpo takes by default."""
         self.model.train(self.given.checkpointing)
-        completion_logprobs(self.screener, self.groups).logprobs.mean().backward()  # type: ignore[no-untyped-call]
+        at_once = GRPOConfig.groups_per_forward
+        for at in range(0, self.given.prompts, at_once):
+            places = range(self.given.prompts)[at : at + at_once]
+            groups = PrefixGroups(seen.select(places), [self.branches[place] for place in places])
+            with seen.shown(places, graph=True):
+                scored = completion_logprobs(self.screener, groups, read=seen.beginnings(places))
+            (scored.logprobs.sum() / self.said.numel()).backward()  # type: ignore[no-untyped-call]
 
     def learn_repeated(self) -> None:
         """One group at a time: what a step of a single prompt would hold."""
@@ -202,6 +239,14 @@ class _Bench:
             "pixel_values": torch.cat([self.pixels[place].repeat(group, 1) for place in places]),
             "image_grid_thw": each,
         }
+
+    @contextlib.contextmanager
+    def _clocked(self, seconds: dict[str, float], part: str) -> Iterator[None]:
+        self._wait()
+        began = time.perf_counter()
+        yield
+        self._wait()
+        seconds[part] = time.perf_counter() - began
 
     def timed(self, call: Callable[[], object]) -> float:
         """Median seconds after an uncounted round; gradients are dropped after each."""
@@ -242,22 +287,31 @@ class _Bench:
     def flops(self) -> float:
         """What the shared training pass has to compute, forward and twice that backward: products and attention.
 
-        Nothing is counted twice for checkpointed layers, and nothing for copies of the prompt.
+        Nothing is counted twice for checkpointed layers, nothing for copies of the prompt, and nothing that the last
+        layer leaves out.
         """
         given, config = self.given, self.model.config
         text, vision = config.text_config, config.vision_config
         prompt, said = int(self.heads.lengths[0]), given.group * given.completion
         tokens = given.prompts * (prompt + said)
-        stack = sum(weight.numel() for weight in self.model.model.language_model.layers.parameters())
-        products = 2 * stack * tokens + 2 * text.vocab_size * text.hidden_size * given.prompts * said
+        *layers, last = self.model.model.language_model.layers
+        short = is_short(self.model)
+        read = given.prompts * (said + 1) if short else tokens
+        keys = _size(last.self_attn.k_proj) + _size(last.self_attn.v_proj)
+        products = 2 * (sum(map(_size, layers)) + keys) * tokens + 2 * (_size(last) - keys) * read
+        products += 2 * text.vocab_size * text.hidden_size * given.prompts * said
         # A causal token sees half of its row on average.
-        seen = prompt * prompt / 2 + said * (prompt + given.completion / 2)
-        attention = 4 * text.num_hidden_layers * text.num_attention_heads * text.head_dim * given.prompts * seen
+        of_said, of_prompt = said * (prompt + given.completion / 2), prompt * prompt / 2
+        seen = text.num_hidden_layers * (of_said + of_prompt) - short * of_prompt
+        attention = 4 * text.num_attention_heads * text.head_dim * given.prompts * seen
         patches = sum(len(pixels) for pixels in self.pixels)
         per_image = patches / (given.prompts * IMAGES)
-        tower = sum(weight.numel() for weight in self.screener.vision_tower.parameters())
-        looked = 2 * tower * patches + 4 * vision.depth * vision.hidden_size * patches * per_image
-        return 3 * float(products + attention + looked)
+        tower = self.screener.vision_tower
+        # Positions are looked up; the mergers see merged patches.
+        mergers = _size(tower.merger) + _size(tower.deepstack_merger_list)
+        looked = (_size(tower) - _size(tower.pos_embed) - mergers) + mergers / self.screener.merge_size**2
+        looking = 4 * vision.depth * vision.hidden_size * per_image
+        return 3 * float(products + attention + (2 * looked + looking) * patches)
 
     def _fill_gradients(self) -> None:
         for weight in self.model.parameters():
@@ -266,6 +320,10 @@ class _Bench:
     def _wait(self) -> None:
         if self.cuda:
             torch.cuda.synchronize(self.device)
+
+
+def _size(module: Any) -> int:
+    return sum(weight.numel() for weight in module.parameters())
 
 
 def _screener(given: argparse.Namespace, device: torch.device, texts: list[str]) -> Screener:
@@ -283,7 +341,6 @@ def _screener(given: argparse.Namespace, device: torch.device, texts: list[str])
         model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=dtype)
     # No word ends a completion: both sides write exactly as many.
     model.generation_config.eos_token_id = None
-    speed_up_vision(model)
     vision = config.vision_config
     side = vision.patch_size * vision.spatial_merge_size
     processor = Qwen2VLImageProcessorPil(
@@ -294,9 +351,7 @@ def _screener(given: argparse.Namespace, device: torch.device, texts: list[str])
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
-    return endless(
-        Screener(model=model, tokenizer=tokenizer, image_processor=processor, architecture=Architecture.QWEN3_VL)
-    )
+    return endless(assemble_screener(model, tokenizer, processor, Architecture.QWEN3_VL))
 
 
 def _sized(size: str) -> dict[str, Any]:
@@ -334,21 +389,21 @@ def _sized(size: str) -> dict[str, Any]:
     return told
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_step", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", choices=("tiny", "2b", "4b"), default="2b", help="the model")
-    parser.add_argument("--device", help="cuda or cpu; a CUDA device where there is one")
-    parser.add_argument("--pixels", type=int, default=512, help="side of each of the five images")
-    parser.add_argument("--completion", type=int, default=256, help="tokens of a completion")
-    parser.add_argument("--group", type=int, default=8, help="completions of a prompt")
-    parser.add_argument("--prompts", type=int, default=1, help="prompts of a step")
-    parser.add_argument("--rounds", type=int, default=3, help="counted rounds; the median is told")
-    parser.add_argument("--checkpointing", action="store_true", help="compute activations again going backward")
-    parser.add_argument("--shared-only", action="store_true", help="leave the repeated prompt out")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(prog="python -m benchmarks.gpu_step", description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--size", choices=("tiny", "2b", "4b"), default="2b", help="the model")
+    options.add_argument("--device", help="cuda or cpu; a CUDA device where there is one")
+    options.add_argument("--pixels", type=int, default=512, help="side of each of the five images")
+    options.add_argument("--completion", type=int, default=256, help="tokens of a completion")
+    options.add_argument("--group", type=int, default=8, help="completions of a prompt")
+    options.add_argument("--prompts", type=int, default=1, help="prompts of a step")
+    options.add_argument("--rounds", type=int, default=3, help="counted rounds; the median is told")
+    options.add_argument("--checkpointing", action="store_true", help="compute activations again going backward")
+    options.add_argument("--shared-only", action="store_true", help="leave the repeated prompt out")
+    options.add_argument(
         "--peak-tflops", type=float, default=0.0, help="of the device in bfloat16, where it is not known"
     )
-    return parser
+    return options
 
 
 if __name__ == "__main__":

@@ -116,9 +116,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _say(line: str) -> None:
-    # What is wrong is wrong in every process that torchrun started: one says it.
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
+    # Mostly every process that torchrun started says the same; what only one has met, an image that is gone say, must
+    # not be lost.
+    rank = os.environ.get("RANK", "0")
+    print(line if rank == "0" else f"[process {rank}] {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

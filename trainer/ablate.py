@@ -2,7 +2,7 @@
 
 For every seed one SFT run, and from its model three GRPO runs with the same number of rollouts (a mining pass counts).
 All are evaluated on the same held-out records; differences are paired, their intervals resample seeds and, within
-each, samples. The same records are then shown with each other's images: who looks at them falls to chance.
+each, samples. The same records are then shown with image sets dealt out anew: who looks at them falls to chance.
 Going on where it was stopped costs nothing twice. Reads export directories only; it draws nothing.
 Not here: training (sft.py, grpo.py), scoring (evaluate.py), drawing scenes (benchmarks/ablation.py).
 """
@@ -12,36 +12,43 @@ from __future__ import annotations
 import json
 import math
 import random
+import shlex
 import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from trainer import grpo, sft
 from trainer.checkpoint import METRICS, MODEL, environment
 from trainer.config import Refused, load_config, require, settings_json
+from trainer.confusion import hard_records
 from trainer.contract.dimensions import DIMENSIONS, Split
-from trainer.contract.prompts import PromptKind
 from trainer.contract.records import Record
-from trainer.contract.scores import ScoreVariant, chance_levels
-from trainer.data import make_example, open_export, read_split
-from trainer.evaluate import EVALUATION, OVERALL, PREDICTIONS, EvaluateConfig, evaluate
+from trainer.contract.scores import ScoreVariant
+from trainer.data import open_export, read_split
+from trainer.evaluate import (
+    EVALUATION,
+    OVERALL,
+    ComparedModel,
+    EvaluateConfig,
+    answers_of_model,
+    evaluate,
+    evaluated_records,
+)
 from trainer.grpo import GRPOConfig
-from trainer.images import ImageStore
-from trainer.model import load_screener
-from trainer.predictions import Prediction, predict, read_predictions
+from trainer.predictions import PREDICTIONS, Prediction, chance_of, predict, read_predictions
 from trainer.progress import Progress, clock
 from trainer.report import COLOURS
-from trainer.rollout import Sampling, choose_threads, generate
 from trainer.sft import SFTConfig
 from trainer.statistics import nested_interval
 
 RESULT, TABLE, PLOT = "ablation.json", "ablation.md", "ablation.png"
-SETTINGS = "settings.json"
-PERMUTED = "permuted"
+SETTINGS, TIMES = "settings.json", "times.jsonl"
+EXCHANGED = "exchanged"
+EASY, HARD = "easy", "hard"
 MISSED, GOT = "missed by SFT", "got by SFT"
 
 
@@ -67,6 +74,12 @@ DIFFERENCES = (
 """Pairs (later, earlier) whose difference is told."""
 
 
+_PARTS = 2 * len(ARMS)
+"""Of a seed: every arm but the base is trained, every one is evaluated, and the last one with images exchanged."""
+_NOT_OF_FIGURES = ("seeds", "publish_dir", "command")
+"""Settings that change no run: a directory may be gone on with under others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AblateConfig:
     """Which data, which settings, which seeds. Those of SFT and GRPO stand in their own files."""
@@ -90,6 +103,8 @@ class AblateConfig:
     """Evaluate the first so many samples only; 0 takes all."""
     publish_dir: Path | None = None
     """Where table, figures and plot are copied when all is done."""
+    command: str = ""
+    """The command to name under the table; empty names this one with its settings."""
     resamples: int = 2000
     """Bootstrap resamples behind every interval."""
 
@@ -109,10 +124,15 @@ def main(config: AblateConfig) -> None:
     checkpoint."""
     progress = Progress("ablate")
     check(config)
-    began, todo = time.monotonic(), _Todo(len(config.seeds) * (2 * len(ARMS)))
+    began, todo = time.monotonic(), _Todo(len(config.seeds) * _PARTS)
     for seed in config.seeds:
         for name, unit in units(config, seed):
-            fresh = unit()
+            started, fresh = time.monotonic(), True
+            try:
+                fresh = unit()
+            finally:
+                if fresh:
+                    _note_time(config, seed, name, time.monotonic() - started)
             todo.done(fresh)
             if fresh:
                 progress.say(f"ablate: seed {seed}, {name}; {clock(time.monotonic() - began)} so far{todo.left()}")
@@ -125,6 +145,12 @@ def main(config: AblateConfig) -> None:
         for name in (RESULT, TABLE, PLOT):
             shutil.copyfile(config.run_dir / name, config.publish_dir / name)
     print(table(result))
+
+
+def _note_time(config: AblateConfig, seed: int, part: str, seconds: float) -> None:
+    """A row of times.jsonl; a part that is broken off and gone on with has several."""
+    with (config.run_dir / TIMES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"seed": seed, "part": part, "seconds": round(seconds, 2)}) + "\n")
 
 
 class _Todo:
@@ -144,7 +170,7 @@ class _Todo:
 
 def check(config: AblateConfig) -> None:
     """Every setting and export, before anything is computed; and that the directory was begun with these settings."""
-    given = {name: value for name, value in settings_json(config).items() if name not in ("seeds", "publish_dir")}
+    given = {name: value for name, value in settings_json(config).items() if name not in _NOT_OF_FIGURES}
     for name, file in (("sft", config.sft_config), ("grpo", config.grpo_config)):
         try:
             given[f"{name} settings"] = file.read_text(encoding="utf-8")
@@ -179,7 +205,7 @@ def units(config: AblateConfig, seed: int) -> list[tuple[str, Callable[[], bool]
     for arm in GRPO_ARMS:
         found += [improve(arm), judge(arm, home / arm.name / MODEL)]
     last = home / GRPO_ARMS[-1].name / MODEL
-    found.append(("images exchanged", lambda: _evaluate_permuted(config, seed, last, home / f"evaluate-{PERMUTED}")))
+    found.append(("images exchanged", lambda: _evaluate_exchanged(config, seed, last, home / f"evaluate-{EXCHANGED}")))
     return found
 
 
@@ -247,17 +273,14 @@ def _evaluate(config: AblateConfig, seed: int, model: Path, where: Path) -> bool
     return True
 
 
-def _evaluate_permuted(config: AblateConfig, seed: int, model: Path, where: Path) -> bool:
-    """Every record judged by the images of another one of its dimension, graded by its own answer."""
+def _evaluate_exchanged(config: AblateConfig, seed: int, model: Path, where: Path) -> bool:
+    """Every record judged by the images that fell to it among those of its dimension, graded by its own answer."""
     if (where / PREDICTIONS).exists():
         return False
     settings = _evaluation(config, seed, model, where)
-    records = read_split(settings.export_dir, settings.split, settings.dimensions, settings.polarity)
-    if settings.limit:
-        kept = set(list(dict.fromkeys(record.sample_id for record in records))[: settings.limit])
-        records = [record for record in records if record.sample_id in kept]
-    records = exchange_images(records, seed)
-    found = [predict(record, text) for record, text in zip(records, _answers(settings, model, records), strict=True)]
+    records = exchange_images(evaluated_records(settings), seed)
+    answered = answers_of_model(settings, ComparedModel(model_dir=model), records)
+    found = [predict(record, one.text) for record, one in answered]
     where.mkdir(parents=True, exist_ok=True)
     partial = where / f"{PREDICTIONS}.partial"
     partial.write_text("".join(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in found), encoding="utf-8")
@@ -265,25 +288,11 @@ def _evaluate_permuted(config: AblateConfig, seed: int, model: Path, where: Path
     return True
 
 
-def _answers(settings: EvaluateConfig, model: Path, records: Sequence[Record]) -> list[str]:
-    """Each record's greedy completion."""
-    screener = load_screener(model, settings.device, settings.dtype)
-    choose_threads(screener, settings.threads)
-    store = ImageStore(screener, settings.export_dir, settings.image_max_side)
-    sampling = Sampling(max_new_tokens=settings.max_completion_length)
-    texts = []
-    for at in range(0, len(records), settings.batch_records):
-        some = records[at : at + settings.batch_records]
-        prompts = [make_example(record, PromptKind.ASK).prompt for record in some]
-        written = generate(screener, prompts, [store.of(record) for record in some], sampling)
-        texts += [one.text for (one,) in written]
-    return texts
-
-
 def exchange_images(records: Sequence[Record], seed: int) -> list[Record]:
-    """The records, each with the image set of another one of its dimension and number of candidates; answers stay.
+    """The records with image sets dealt out anew among those of one dimension and number of candidates; answers stay.
 
-    A record that is the only one of its kind keeps its own.
+    Every order is as likely as every other, so that a record may be dealt its own: then the mean score of who answers
+    by the images alone is exactly that of their answers dealt out at random (`ChanceLevels.permuted`).
     """
     rng = random.Random(f"exchange {seed}")  # noqa: S311 - an order, not a secret
     alike: dict[tuple[str, int], list[int]] = defaultdict(list)
@@ -291,9 +300,7 @@ def exchange_images(records: Sequence[Record], seed: int) -> list[Record]:
         alike[record.dimension, len(record.candidates)].append(place)
     exchanged = list(records)
     for places in alike.values():
-        rng.shuffle(places)
-        # Each takes its neighbour's in a shuffled ring: nobody keeps their own.
-        for place, other in zip(places, places[1:] + places[:1], strict=True):
+        for place, other in zip(places, rng.sample(places, len(places)), strict=True):
             exchanged[place] = replace(
                 records[place], original=records[other].original, candidates=records[other].candidates
             )
@@ -307,9 +314,10 @@ def compare(config: AblateConfig) -> dict[str, Any]:
             read_predictions(config.run_dir / f"seed-{seed}" / f"evaluate-{name}" / PREDICTIONS)
             for seed in config.seeds
         ]
-        for name in (*(arm.name for arm in ARMS), PERMUTED)
+        for name in (*(arm.name for arm in ARMS), EXCHANGED)
     }
-    parts = _parts(found[SFT.name])
+    rule, hard = _hard(config)
+    parts = _parts(found[SFT.name], hard)
 
     def interval(rows: Sequence[_Values]) -> dict[str, float] | None:
         kept = [row for row in rows if row[0]]
@@ -349,10 +357,13 @@ def compare(config: AblateConfig) -> dict[str, Any]:
     return {
         "seeds": list(config.seeds),
         "records_per_seed": len(found[SFT.name][0]),
+        "hard": {"rule": rule, "records": sum(map(len, hard))} if rule else None,
         "export_versions": [open_export(config.export_of(seed)).version_id for seed in config.seeds],
         "arms": arms,
         "differences": differences,
-        "images": looks_at_images(found[PERMUTED], found[GRPO_ARMS[-1].name], config.resamples),
+        "images": looks_at_images(found[EXCHANGED], found[GRPO_ARMS[-1].name], config.resamples),
+        "command": config.command or _command(config),
+        "time": _time(config),
         "environment": environment(0, ""),
         "settings": json.loads((config.run_dir / SETTINGS).read_text(encoding="utf-8")),
     }
@@ -362,13 +373,28 @@ _Values = tuple[list[float], list[str]]
 """Values of records, and the sample each belongs to."""
 
 
-def _parts(runs: Sequence[Sequence[Prediction]]) -> dict[str, list[set[str]]]:
-    """What figures are told of: all records, each dimension, what SFT gets wrong and right; per run their ids."""
+def _hard(config: AblateConfig) -> tuple[str, list[set[str]]]:
+    """The rule by which evaluated records are hard, empty where nothing tells; per seed the ids of the hard ones."""
+    rule, found = "", []
+    for seed in config.seeds:
+        records = evaluated_records(_evaluation(config, seed, config.model_dir, config.run_dir))
+        rule_of_seed, hard = hard_records(records, [], None)
+        rule = rule or rule_of_seed
+        found.append(hard)
+    return rule, found
+
+
+def _parts(runs: Sequence[Sequence[Prediction]], hard: Sequence[set[str]]) -> dict[str, list[set[str]]]:
+    """What figures are told of: all records, each dimension, easy and hard ones, what SFT gets wrong and right; per run
+    their ids."""
     parts = {OVERALL: [{one.record_id for one in run} for run in runs]}
     for dimension in DIMENSIONS:
         ids = [{one.record_id for one in run if one.dimension == dimension} for run in runs]
         if any(ids):
             parts[dimension.value] = ids
+    if any(hard):
+        parts[EASY] = [every - some for every, some in zip(parts[OVERALL], hard, strict=True)]
+        parts[HARD] = list(hard)
     right = [{one.record_id for one in run if one.score(ScoreVariant.EXACT)} for run in runs]
     parts[MISSED] = [every - got for every, got in zip(parts[OVERALL], right, strict=True)]
     parts[GOT] = right
@@ -380,30 +406,17 @@ def looks_at_images(
 ) -> dict[str, Any]:
     """Exact match with exchanged images beside the chance of the same predictions dealt out within each dimension.
 
-    Who answers from the images is right no more often than that chance: it lies inside the interval.
+    Who answers from the images falls to that chance: the interval does not lie above it. Below is no sign of not
+    looking.
     """
-    chance = _mean([_chance(run) for run in permuted])
+    chance = _mean([chance_of(ScoreVariant.EXACT, run).permuted for run in permuted])
     found = nested_interval([_scores(run) for run in permuted], resamples=resamples)
     return {
         "exact": _mean([_mean(_scores(run)[0]) for run in plain]),
         "exchanged": found.to_json(),
         "chance": chance,
-        "inside": found.low <= chance <= found.high,
+        "falls_to_chance": found.low <= chance,
     }
-
-
-def _chance(predictions: Sequence[Prediction]) -> float:
-    total = 0.0
-    for dimension in {one.dimension for one in predictions}:
-        some = [one for one in predictions if one.dimension == dimension]
-        level = chance_levels(
-            ScoreVariant.EXACT,
-            [one.answer for one in some],
-            [one.gold for one in some],
-            [one.candidates for one in some],
-        )
-        total += level.permuted * len(some)
-    return total / len(predictions)
 
 
 def _scores(
@@ -426,13 +439,14 @@ def _gains(
 
 
 def _costs(config: AblateConfig, arm: Arm) -> dict[str, Any]:
-    """Rollouts, steps and seconds of training, means over the seeds; none for what was not trained here."""
+    """Rollouts, steps and seconds of training, a mining pass included, means over the seeds; none for what was not
+    trained here."""
     if arm is BASE:
         return {"rollouts": 0, "steps": 0, "seconds": 0.0}
     runs = []
     for seed in config.seeds:
-        lines = (config.run_dir / f"seed-{seed}" / arm.name / METRICS).read_text(encoding="utf-8").splitlines()
-        runs.append([json.loads(line) for line in lines])
+        lines = (config.run_dir / f"seed-{seed}" / arm.name / METRICS).read_text(encoding="utf-8").split("\n")
+        runs.append([json.loads(line) for line in lines if line])
     seconds = [
         max(row.get("seconds", 0.0) for row in run) if arm is SFT else sum(row.get("seconds", 0.0) for row in run)
         for run in runs
@@ -444,6 +458,34 @@ def _costs(config: AblateConfig, arm: Arm) -> dict[str, Any]:
     }
 
 
+def _command(config: AblateConfig) -> str:
+    """What has to be typed for this, from the directory it ran in."""
+
+    def told(value: object) -> str:
+        if isinstance(value, Path):
+            here = value.resolve()
+            return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else value)
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    given = [(field.name, getattr(config, field.name)) for field in fields(config) if field.name != "command"]
+    wanted = [(name, value) for name, value in given if value != getattr(AblateConfig, name, None)]
+    settings = [shlex.quote(f"{name}={told(value)}") for name, value in wanted]
+    return " ".join(["python -m trainer ablate --set", *settings])
+
+
+def _time(config: AblateConfig) -> dict[str, Any]:
+    """Seconds that all parts of these seeds took, in however many sittings, and how many parts were timed."""
+    told = config.run_dir / TIMES
+    lines = told.read_text(encoding="utf-8").split("\n") if told.exists() else []
+    rows = [row for row in map(json.loads, filter(None, lines)) if row["seed"] in config.seeds]
+    parts = {(row["seed"], row["part"]) for row in rows}
+    return {
+        "seconds": round(sum(row["seconds"] for row in rows)),
+        "parts": len(parts),
+        "of": _PARTS * len(config.seeds),
+    }
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -451,19 +493,21 @@ def _mean(values: Sequence[float]) -> float:
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     seeds = ", ".join(map(str, result["seeds"]))
-    dimensions = [name for name in DIMENSIONS if name in result["arms"]["sft"]["exact"]]
+    told_parts = [name for name in (*DIMENSIONS, EASY, HARD) if name in result["arms"]["sft"]["exact"]]
+    hard = result["hard"]
     lines = [
         f"Seeds {seeds}; {result['records_per_seed']} held-out records each. Exact match and DPA are means over seeds; "
-        "in brackets 95 % intervals that resample seeds and, within each, samples.",
+        "in brackets 95 % intervals that resample seeds and, within each, samples."
+        + (f" Of all records {hard['records']} are hard ({hard['rule']})." if hard else ""),
         "",
         "| | exact match | "
-        + " | ".join(_short(name) for name in dimensions)
+        + " | ".join(_short(name) for name in told_parts)
         + " | DPA | per seed | rollouts | steps |",
-        "| --- |" + " --- |" * (len(dimensions) + 5),
+        "| --- |" + " --- |" * (len(told_parts) + 5),
     ]
     for arm in result["arms"].values():
         cells = [arm["title"], _bracketed(arm["exact"]["overall"])]
-        cells += [_value(arm["exact"][name]) for name in dimensions]
+        cells += [_value(arm["exact"][name]) for name in told_parts]
         cells += [_value(arm["dpa"]), " ".join(f"{value:.3f}" for value in arm["exact_per_seed"])]
         lines.append("| " + " | ".join([*cells, str(arm["rollouts"]), str(arm["steps"])]) + " |")
     lines += [
@@ -472,25 +516,34 @@ def table(result: dict[str, Any]) -> str:
         "of models that all began there.",
         "",
         "| | overall | "
-        + " | ".join(_short(name) for name in dimensions)
+        + " | ".join(_short(name) for name in told_parts)
         + " | missed by SFT | got by SFT | DPA | per seed |",
-        "| --- |" + " --- |" * (len(dimensions) + 5),
+        "| --- |" + " --- |" * (len(told_parts) + 5),
     ]
     for row in result["differences"]:
         cells = [f"{row['later']} − {row['earlier']}", _bracketed(row["exact"]["overall"], sign="+")]
-        cells += [_bracketed(row["exact"].get(name), sign="+") for name in (*dimensions, MISSED, GOT)]
+        cells += [_bracketed(row["exact"].get(name), sign="+") for name in (*told_parts, MISSED, GOT)]
         cells += [_bracketed(row["dpa"], sign="+"), " ".join(f"{value:+.3f}" for value in row["per_seed"])]
         lines.append("| " + " | ".join(cells) + " |")
     images = result["images"]
-    verdict = "inside the interval: it looks at them" if images["inside"] else "OUTSIDE of the interval"
+    falls = images["falls_to_chance"]
+    verdict = "does not lie above it: it looks at them" if falls else "lies ABOVE it: it does not go by them alone"
     lines += [
         "",
         f"Does it look at the images? The last model is exact on {images['exact']:.3f}; with image sets exchanged "
         f"between records of one dimension on {_bracketed(images['exchanged'])}. The chance of the same answers dealt "
-        f"out within each dimension is {images['chance']:.3f}, {verdict}.",
+        f"out within each dimension is {images['chance']:.3f}; the interval {verdict}.",
+        "",
+        f"`{result['command']}`: {_took(result['time'])} of computing.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _took(told: dict[str, Any]) -> str:
+    timed = "" if told["parts"] == told["of"] else f" in the {told['parts']} of {told['of']} parts that were timed"
+    hours = told["seconds"] / 3600
+    return (f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes") + timed
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

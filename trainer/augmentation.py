@@ -20,8 +20,8 @@ def permute_candidates(record: Record, order: Sequence[int]) -> Record | None:
     """The record with candidate ``order[i]`` in place i: images, answer and rationale follow. `meta` is dropped.
 
     None when the rationale cannot be relabelled with certainty: it must be empty, or one part per candidate, each
-    beginning with its letter and a colon and naming no other letter. Before the parts may stand what begins with
-    ``Original:``, after them lists such as ``Fine: A, C.``
+    beginning with its letter and a colon and naming no other letter or place in the order ("as in the first"). Before
+    the parts may stand what begins with ``Original:``, after them lists such as ``Fine: A, C.``
     """
     names = letters(len(record.candidates))
     read = _read(record.rationale, names)
@@ -43,11 +43,27 @@ def mirror_images(images: Sequence[ImageTensor]) -> list[ImageTensor]:
     return [torch.flip(image, dims=[1]) for image in images]
 
 
-def mirror_rationale(record: Record) -> Record:
-    """The record with the words left and right exchanged: right for rationales that only use them for sides."""
-    if not _SIDE.search(record.rationale):
-        return record
-    return replace(record, rationale=_SIDE.sub(lambda found: _OPPOSITE[found[0]], record.rationale))
+def mirror_rationale(record: Record) -> Record | None:
+    """The record with the words left and right exchanged; None where one of them may mean no side ("looks right")."""
+    said = record.rationale
+    if "clockwise" in said or not all(_is_a_side(said, found) for found in _SIDE.finditer(said)):
+        return None
+    return replace(record, rationale=_SIDE.sub(lambda found: _opposite(found["side"]) + (found["more"] or ""), said))
+
+
+def _is_a_side(said: str, found: re.Match[str]) -> bool:
+    """Whether the word stands as sides do: "on the left", "the right edge", "leans right", "leftmost"."""
+    before, after = said[: found.start()], said[found.end() :]
+    if found["more"] or _THING_WITH_SIDES.match(after):
+        return True
+    if _AT.search(before):
+        return bool(_AFTER_PLACE.match(after))
+    return bool(_TOWARDS.search(before) and _AFTER_WAY.match(after))
+
+
+def _opposite(side: str) -> str:
+    other = "right" if side.lower() == "left" else "left"
+    return other.upper() if side.isupper() else other.capitalize() if side[0].isupper() else other
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +76,31 @@ class _Read:
     """What is said of the original before the parts: nothing, or one piece."""
 
 
-_OPPOSITE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-_SIDE = re.compile(r"\b(?:left|right|Left|Right)\b")
+_SIDE = re.compile(r"\b(?P<side>left|right)(?P<more>most|wards?|hand)?\b", re.IGNORECASE)
+_THINGS = "side|edge|corner|half|border|margin|third|quarter|end|wall|hand|arm|leg|foot|shoulder|eye|ear"
+_THING_WITH_SIDES = re.compile(rf"[ -](?:{_THINGS})s?\b(?! up\b)")
+_AFTER_PLACE = re.compile(
+    r"$|[,.;:!?)]| (?:and|or|of|but|while|as|is|are|was|where|which|with|than|to|at|in|on|from)\b"
+)
+"""What may stand behind a place; not a word that right may be about, as in "the right place"."""
+_AFTER_WAY = re.compile(r"$|[,.;:!?)]| (?:and|or|but|away)\b")
+"""What may stand behind a way; not "falls right where it should"."""
+_AT = re.compile(
+    r"\b(?:on|to|at|from|towards?|in|of|off|along|near) (?:(?:the|its|their|each) )?"
+    r"(?:far |upper |lower |top |bottom )?$",
+    re.IGNORECASE,
+)
+_TOWARDS = re.compile(
+    r"\b(?:fall|lean|point|face|tilt|slant|drift|shift|move|bend|cast)(?:s|ed|d|ing)? (?:slightly |far )?$",
+    re.IGNORECASE,
+)
+_PLACE_IN_ORDER = re.compile(
+    r"\b(?:first|second|third|fourth|fifth|sixth|seventh|eighth|last|former|latter|previous|preceding|1st|2nd|3rd|[4-8]th"
+    r"|next(?! to\b)|(?:candidate|image|picture|option|number) #?[1-8]|(?:one|other)s? (?:before|after|above|below))\b"
+    r"|#[1-8]\b",
+    re.IGNORECASE,
+)
+"""A candidate by where it stands among the others, which changes."""
 _PART = re.compile(r"(?:^|(?<=\s))(?=[A-H]:)")
 _LETTER = re.compile(r"(?<![A-Za-z])[A-H](?![A-Za-z])")
 _LIST = re.compile(r"[A-Z][a-z]+(?: [a-z]+)*: (?:none|[A-H](?:, ?[A-H])*)\.")
@@ -79,7 +118,7 @@ def _read(rationale: str, names: str) -> _Read | None:
         return _Read({}, lists, []) if not lists else None
     pieces = [piece.strip() for piece in _PART.split(text) if piece.strip()]
     lead = [pieces.pop(0)] if pieces[0].startswith("Original:") else []
-    if any(map(_LETTER.search, lead)):
+    if any(map(_LETTER.search, lead)) or _PLACE_IN_ORDER.search(text):
         return None
     parts = {piece[0]: piece[2:] for piece in pieces if piece[1:2] == ":"}
     if len(pieces) != len(names) or sorted(parts) != sorted(names) or any(map(_LETTER.search, parts.values())):

@@ -12,8 +12,9 @@ import base64
 import binascii
 import difflib
 import io
+import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,8 @@ class ChatRequest:
     """Upright RGB, in the order they are shown."""
     n: int
     sampling: Sampling
+    length_named: bool
+    """Whether the request says how long its completion may be; else it is as long as there is room."""
     stop: tuple[str, ...]
     top_logprobs: int | None
     """Tell the log-probability of every token, and of so many likeliest ones at its place. None: tell nothing."""
@@ -114,10 +117,10 @@ def read_request(body: object, limits: Limits) -> ChatRequest:
     _refuse_unknown(body)
     stream = _flag(body, "stream")
     messages, images = _read_messages(body.get("messages"), limits)
-    length = limits.max_completion_tokens
+    named = None
     for name in ("max_tokens", "max_completion_tokens"):  # the first is the protocol's older name for the second
         if body.get(name) is not None:
-            length = min(limits.max_completion_tokens, _whole(body, name, 1))
+            named = _whole(body, name, 1, limits.max_completion_tokens)
     seed = random.getrandbits(31) if body.get("seed") is None else _whole(body, "seed", None)
     return ChatRequest(
         model=str(body.get("model") or ""),
@@ -125,11 +128,12 @@ def read_request(body: object, limits: Limits) -> ChatRequest:
         images=images,
         n=1 if body.get("n") is None else _whole(body, "n", 1, limits.max_choices),
         sampling=Sampling(
-            max_new_tokens=length,
+            max_new_tokens=limits.max_completion_tokens if named is None else named,
             temperature=_number(body, "temperature", 1.0, 0.0, 2.0),
             top_p=max(_number(body, "top_p", 1.0, 0.0, 1.0), 1e-6),
             seed=seed % (1 << 40),
         ),
+        length_named=named is not None,
         stop=_read_stop(body.get("stop")),
         top_logprobs=_read_logprobs(body),
         stream=stream,
@@ -278,10 +282,15 @@ def _number(body: dict[str, Any], name: str, default: float, low: float, high: f
 
 
 def _without_control_tokens(screener: Screener, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    def clean(part: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "text", "text": plain_text(screener, part["text"])} if part["type"] == "text" else part
+    def clean(content: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for kind, parts in itertools.groupby(content, key=lambda part: part["type"]):
+            if kind != "text":
+                yield from parts
+                continue
+            # Templates write neighbouring texts without anything between: two of them could make one control token.
+            yield {"type": "text", "text": plain_text(screener, "".join(part["text"] for part in parts))}
 
-    return [{"role": one["role"], "content": [clean(part) for part in one["content"]]} for one in messages]
+    return [{"role": one["role"], "content": list(clean(one["content"]))} for one in messages]
 
 
 def _wrong(message: str, code: str, param: str | None = None) -> ApiError:

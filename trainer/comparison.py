@@ -175,6 +175,11 @@ def _warnings(models: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"- **{model['name']}**: {trained_on['count']} images, in {trained_on['records']} records, were "
                 f"trained on ({where}): its scores are not those of new images."
             )
+        if gone := trained_on["not_found"]:
+            said.append(
+                f"- **{model['name']}** was trained on {', '.join(gone)}, which is not here: whether images of this "
+                "split stand there is not known (`train_export_dir` says where it is)."
+            )
         if times := model["refusals"].get("not_answered"):
             said.append(f"- **{model['name']}** would not answer {times} records; they count as wrong.")
     return ["To mind:\n\n" + "\n".join(said)] if said else []

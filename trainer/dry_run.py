@@ -1,27 +1,34 @@
-"""What a run would do, without doing it: its settings as they were resolved, and what its export holds.
+"""What a run would do, without doing it: its settings as they were resolved, what its export holds and its model takes.
 
-Nothing is loaded and nothing is written. Not here: the estimate of memory and time, which needs the model.
+Nothing is loaded and nothing is written: a model's shapes follow from its config. Not here: the estimate of activations
+and time, which needs the first batch.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from trainer.config import RunConfig, settings_json
+import torch
+
+from trainer.config import RunConfig, TrainingConfig, settings_json
 from trainer.contract.dimensions import DIMENSIONS, Split
 from trainer.contract.exports import read_manifest, read_records
 from trainer.contract.records import Record, same_polarity
+from trainer.lora import add_adapter
+from trainer.memory import Load, estimate
+from trainer.model import ModelRefused, outlined_screener
+from trainer.optimization import freeze_what_is_not_trained, training_screener_dtype
 
 
-def describe(command: str, config: RunConfig) -> str:
+def describe(command: str, config: TrainingConfig) -> str:
     """The resolved settings as TOML, then the export's counts. ExportRefused when it cannot be read."""
     settings = settings_json(config)
     lines = [f"# python -m trainer {command}", *toml_lines(settings), ""]
-    lines += [f"# {line}".rstrip() for line in (*_export_lines(config), *_model_lines(config.model_dir))]
+    lines += [f"# {line}".rstrip() for line in (*_export_lines(config), *_model_lines(config))]
     if pace := _pace(command, settings, config):
         lines.append(f"# {pace}")
     return "\n".join(lines)
@@ -72,7 +79,8 @@ def _counted(pairs: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{name} {times}" for name, times in pairs)
 
 
-def _model_lines(directory: Path) -> list[str]:
+def _model_lines(config: TrainingConfig) -> list[str]:
+    directory = config.model_dir
     try:
         kind = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
@@ -80,8 +88,27 @@ def _model_lines(directory: Path) -> list[str]:
     weights = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     return [
         f"model: {kind}, "
-        + (f"{weights / 1e6:.1f} MB of weights" if weights else "no weights: begins from random ones")
+        + (f"{weights / 1e6:.1f} MB of weights" if weights else "no weights: begins from random ones"),
+        _memory_line(config),
     ]
+
+
+def _memory_line(config: TrainingConfig) -> str:
+    """What stands in memory throughout, from the config alone: a vocabulary yet to be trained may turn out smaller."""
+    try:
+        screener = outlined_screener(config.model_dir, training_screener_dtype(config))
+    except ModelRefused as refused:
+        return f"this run would be refused: {refused}"
+    if config.lora.r:
+        with torch.device("meta"):
+            add_adapter(screener.model, config.lora)
+    freeze_what_is_not_trained(screener, config)
+    frozen_start = getattr(config, "beta", 0.0) > 0 and not config.lora.r
+    writer = config.fsdp and hasattr(config, "num_generations")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    nothing = Load(row_tokens=0, completion_tokens=0, patches=0)
+    found = estimate(screener, config, nothing, processes=processes, copies=frozen_start + writer)
+    return f"{found.told()}, and activations, which are told when the run starts"
 
 
 def _pace(command: str, settings: dict[str, Any], config: RunConfig) -> str:
@@ -90,6 +117,8 @@ def _pace(command: str, settings: dict[str, Any], config: RunConfig) -> str:
     records = [
         record for record in read_records(config.export_dir, Split.TRAIN) if record.dimension in config.dimensions
     ]
+    if not settings.get("answer_only", True):  # SFT leaves them out
+        records = [record for record in records if record.rationale.strip()]
     if not steps or not records:
         return ""
     if command == "grpo":

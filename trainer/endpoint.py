@@ -13,13 +13,13 @@ import json
 import mimetypes
 import os
 import random
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any
 
 from trainer.config import ConfigRefused, Refused, require
@@ -27,6 +27,8 @@ from trainer.contract.prompts import Prompt, openai_messages
 from trainer.predictions import Answered
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+_BUSY = frozenset({408, 409, 425, 429, 503, 529})
+"""Of those, what says nothing against this request: it would be answered another time."""
 _THIS_REQUEST = frozenset({400, 413, 422})
 """What it has against this request: too long, a filter. Asking another one may succeed."""
 _LONGEST_PAUSE = 60.0
@@ -38,6 +40,10 @@ class EndpointFailed(Refused):
 
 class RequestRefused(EndpointFailed):
     """The endpoint will not answer this request; others it may."""
+
+
+class RequestFailed(RequestRefused):
+    """Every try of this request ended in an error of the server or in a reply that is no completion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,45 +95,54 @@ class EndpointConfig:
 
 
 def ask_endpoint(
-    config: EndpointConfig, prompt: Prompt, images: Sequence[Path], *, max_tokens: int, temperature: float = 0.0
+    config: EndpointConfig,
+    prompt: Prompt,
+    images: Sequence[str],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    stopping: threading.Event | None = None,
 ) -> Answered:
-    """The endpoint's completion of one prompt; `images` are files, the original first.
+    """The endpoint's completion of one prompt; `images` are data: URIs, the original first. Once `stopping` is set,
+    nothing is tried again.
 
-    Raises RequestRefused when it will not answer this one, EndpointFailed when it answers none, or not after all tries.
+    Raises RequestRefused when it will not answer this one, RequestFailed when it could not after all tries,
+    EndpointFailed when it answers none: nobody is there, it is too busy, or asks for another key.
     """
     body = {
         "model": config.model,
-        "messages": openai_messages(prompt, [data_uri(path) for path in images]),
+        "messages": openai_messages(prompt, images),
         "max_tokens": max_tokens,
         "temperature": temperature,
         **config.body_options(),
     }
     body = {name: value for name, value in body.items() if value is not None}
-    began = time.monotonic()
+    began, stopping = time.monotonic(), stopping or threading.Event()
     for attempt in range(1, config.attempts + 1):
         try:
             return _answered(config, _post(config, body), began)
         except _MayPass as failure:
-            if attempt == config.attempts:
-                raise EndpointFailed(f"{config.base_url}: {failure}, {attempt} times") from None
             # Requests that were turned away together shall not come back together.
             pause = 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - it guards nothing
-            time.sleep(min(max(pause, failure.retry_after), _LONGEST_PAUSE))
+            pause = min(max(pause, failure.retry_after), _LONGEST_PAUSE)
+            if attempt == config.attempts or stopping.wait(pause):
+                kind = RequestFailed if failure.of_request else EndpointFailed
+                raise kind(f"{config.base_url}: {failure}, {attempt} times") from None
     raise AssertionError("the last attempt returns or raises")
 
 
-def data_uri(path: Path) -> str:
-    """A file's bytes as a data: URI of its type by name."""
-    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def data_uri(name: str, data: bytes) -> str:
+    """A file's bytes as a data: URI of the type that its name says."""
+    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 class _MayPass(Exception):
-    """A failure worth another try, after so many seconds."""
+    """A failure worth another try, after so many seconds; `of_request`: this request may be what fails."""
 
-    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+    def __init__(self, message: str, retry_after: float = 0.0, *, of_request: bool = False) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after, self.of_request = retry_after, of_request
 
 
 def _post(config: EndpointConfig, body: dict[str, Any]) -> bytes:
@@ -142,13 +157,22 @@ def _post(config: EndpointConfig, body: dict[str, Any]) -> bytes:
             data: bytes = reply.read()
             return data
     except urllib.error.HTTPError as error:
-        said = error.read(500).decode(errors="replace").strip()
+        said = _said_by(error)
         if error.code in _RETRIED:
-            raise _MayPass(f"HTTP {error.code} {said}", _retry_after(error.headers.get("Retry-After"))) from None
+            pause = _retry_after(error.headers.get("Retry-After"))
+            raise _MayPass(f"HTTP {error.code} {said}", pause, of_request=error.code not in _BUSY) from None
         kind = RequestRefused if error.code in _THIS_REQUEST else EndpointFailed
-        raise kind(f"{config.base_url}: HTTP {error.code} {' '.join(said.split())}") from None
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        raise kind(f"{config.base_url}: HTTP {error.code} {said}") from None
+    except (OSError, http.client.HTTPException) as error:  # of TLS, too, which are no ConnectionError
         raise _MayPass(f"no reply ({getattr(error, 'reason', error)})") from None
+
+
+def _said_by(error: urllib.error.HTTPError) -> str:
+    """The beginning of an error's body in one line; empty where that does not come."""
+    try:
+        return " ".join(error.read(500).decode(errors="replace").split())
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def _retry_after(said: str | None) -> float:
@@ -176,6 +200,6 @@ def _answered(config: EndpointConfig, data: bytes, began: float) -> Answered:
         usage = reply.get("usage") or {}
         tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _MayPass(f"the reply is no chat completion ({error!r})") from None
+        raise _MayPass(f"the reply is no chat completion ({error!r})", of_request=True) from None
     text = f"<think>{reasoning}</think>{content}" if reasoning and "</think>" not in content else str(content)
     return Answered(text=text, prompt_tokens=tokens[0], completion_tokens=tokens[1], seconds=time.monotonic() - began)

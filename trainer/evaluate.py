@@ -9,13 +9,15 @@ Not here: scores (contract/scores.py), intervals (statistics.py), files of answe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,11 +31,11 @@ from trainer.contract.dimensions import DIMENSIONS, Dimension, Polarity, Split
 from trainer.contract.exports import MANIFEST, ExportRefused, read_manifest, read_records
 from trainer.contract.prompts import PROMPT_VERSIONS, PromptKind
 from trainer.contract.records import Record
-from trainer.contract.scores import ScoreVariant, all_answers, chance_levels
-from trainer.data import make_example, read_split
-from trainer.endpoint import EndpointConfig, EndpointFailed, RequestRefused, ask_endpoint
-from trainer.images import ImageStore, read_image
-from trainer.model import load_screener
+from trainer.contract.scores import ScoreVariant, all_answers
+from trainer.data import make_example, open_export, read_split
+from trainer.endpoint import EndpointConfig, EndpointFailed, RequestFailed, RequestRefused, ask_endpoint, data_uri
+from trainer.images import ImageStore, read_image, stored_bytes
+from trainer.model import load_screener, resolve_device, resolve_dtype
 from trainer.predictions import (
     ANSWERS,
     FIGURES,
@@ -41,18 +43,19 @@ from trainer.predictions import (
     Answered,
     AnswerLog,
     Prediction,
+    chance_of,
     predict,
-    read_predictions,
 )
 from trainer.progress import Progress
 from trainer.rollout import Sampling, choose_threads, generate
 from trainer.statistics import Interval, mean_interval
 
-__all__ = ["PREDICTIONS", "Prediction", "predict", "read_predictions"]  # from here, too: they began here
 EVALUATION, COMPARISON = "evaluation.json", "comparison.json"
 OVERALL = "overall"
 _REFUSED_AT_FIRST = 3
 """Requests refused before any is answered, after which the endpoint, not the request, is taken to be at fault."""
+_FAILED_IN_A_ROW = 20
+"""Requests that fail after all tries without an answer between them, after which the endpoint is taken to be down."""
 
 
 class Contaminated(Refused):
@@ -150,8 +153,16 @@ class EvaluateConfig:
             return [ComparedModel(model_dir=self.model_dir, endpoint=self.endpoint)]
         named = [run.partition("=") if "=" in run else ("", "", run) for run in self.runs]
         found = [ComparedModel(name=name, model_dir=Path(path)) for name, _, path in named] + list(self.models)
-        twice = [title for title, times in Counter(one.title for one in found).items() if times > 1]
-        require(not twice, f"two models are called {twice[0] if twice else ''!r}: name them, as in NAME=DIRECTORY")
+        names: dict[str, str] = {}
+        for count, one in enumerate(found, start=1):
+            # Their directories have to differ, too, also on a disk to which capitals are nothing.
+            before = names.setdefault(_file_name(one.title).casefold(), one.title)
+            require(
+                len(names) == count,
+                f"two models are called {before!r}: name them, as in NAME=DIRECTORY"
+                if before == one.title
+                else f"the models {before!r} and {one.title!r} would share a directory: name them apart",
+            )
         return found
 
 
@@ -167,7 +178,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises ExportRefused, ModelRefused, EndpointFailed, or Contaminated.
     """
     subjects = config.subjects()
-    records = _records(config)
+    open_export(config.export_dir)
+    records = evaluated_records(config)
+    hard_records(records, [], config.hard_file)  # a file that cannot be read is said before anything is asked
     for subject in subjects:
         if subject.endpoint is not None:
             subject.endpoint.key()  # a key that is missing is said once, before any request
@@ -202,7 +215,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return comparison
 
 
-def _records(config: EvaluateConfig) -> list[Record]:
+def evaluated_records(config: EvaluateConfig) -> list[Record]:
+    """The records of the split in these dimensions, of as many samples as are wanted."""
     records = read_split(config.export_dir, config.split, config.dimensions, config.polarity)
     if config.limit:
         kept = set(list(dict.fromkeys(record.sample_id for record in records))[: config.limit])
@@ -229,7 +243,7 @@ def _report(
     clean = [one for one in predictions if one.record_id not in trained_on]
     return {
         "name": subject.title,
-        "model": _identity(subject),
+        "model": _identity(config, subject),
         "export_version": read_manifest(config.export_dir).version_id,
         "split": config.split.value,
         "prompt_version": PROMPT_VERSIONS[PromptKind.ASK],
@@ -290,7 +304,7 @@ def _answer(
         "prompt_version": PROMPT_VERSIONS[PromptKind.ASK],
         "max_completion_length": config.max_completion_length,
         "image_max_side": _image_side(config, subject),
-        "model": _identity(subject),
+        "model": _identity(config, subject),
     }
     log = AnswerLog(place / ANSWERS, of)
     progress = Progress(f"evaluate {subject.title}")
@@ -302,21 +316,24 @@ def _answer(
     if not missing:
         return log.known
     began = time.monotonic()
-    asking = _by_model(config, subject, missing) if subject.model_dir else _by_endpoint(config, subject, missing, log)
+    by_model = subject.model_dir is not None
+    answers = answers_of_model(config, subject, missing) if by_model else _by_endpoint(config, subject, missing, log)
     try:
-        for done, (record, answered) in enumerate(asking, start=1):
-            log.add(record.id, answered)
-            progress.show(done / len(missing), (time.monotonic() - began) / done * (len(missing) - done))
+        # Closed here, whatever happens: an endpoint's requests under way are waited for, and kept.
+        with contextlib.closing(answers):
+            for done, (record, answered) in enumerate(answers, start=1):
+                log.add(record.id, answered)
+                progress.show(done / len(missing), (time.monotonic() - began) / done * (len(missing) - done))
     except EndpointFailed as failed:
-        told = len([record for record in records if record.id in log.known])
+        told = sum(record.id in log.known and not log.known[record.id].passing for record in records)
         raise EndpointFailed(f"{failed}; {told} of {len(records)} answers are kept: the same command goes on") from None
     return log.known
 
 
-def _by_model(
+def answers_of_model(
     config: EvaluateConfig, subject: ComparedModel, records: Sequence[Record]
-) -> Iterator[tuple[Record, Answered]]:
-    """Greedy completions, in order."""
+) -> Generator[tuple[Record, Answered]]:
+    """A model directory's greedy completions, in order."""
     assert subject.model_dir is not None  # noqa: S101 - the settings saw to it
     screener = load_screener(find_model(subject.model_dir), config.device, config.dtype)
     choose_threads(screener, config.threads)
@@ -334,26 +351,34 @@ def _by_model(
 
 def _by_endpoint(
     config: EvaluateConfig, subject: ComparedModel, records: Sequence[Record], log: AnswerLog
-) -> Iterator[tuple[Record, Answered]]:
-    """The endpoint's completions as they come; a request that it refuses counts as no answer."""
+) -> Generator[tuple[Record, Answered]]:
+    """The endpoint's completions as they come; a request that it refuses counts as no answer.
+
+    However it ends, what the requests under way still bring is logged: it is paid for.
+    """
     endpoint = subject.endpoint
     assert endpoint is not None  # noqa: S101 - the settings saw to it
 
     def ask(record: Record) -> Answered:
         prompt = make_example(record, PromptKind.ASK).prompt
-        paths = [config.export_dir / image.path for image in record.images]
+        images = [data_uri(image.path, stored_bytes(config.export_dir, image)) for image in record.images]
         try:
-            return ask_endpoint(endpoint, prompt, paths, max_tokens=config.max_completion_length)
+            return ask_endpoint(endpoint, prompt, images, max_tokens=config.max_completion_length, stopping=stopping)
         except RequestRefused as refused:
-            return Answered(text="", refused=str(refused))
+            return Answered(text="", refused=str(refused), passing=isinstance(refused, RequestFailed))
 
     some_answered = any(not one.refused for one in log.known.values())
     refused: list[tuple[Record, Answered]] = []
+    failed, stopping = 0, threading.Event()
+    asked: dict[Future[Answered], Record] = {}
     with ThreadPoolExecutor(endpoint.concurrency) as pool:
         try:
-            asked = {pool.submit(ask, record): record for record in records}
+            asked.update((pool.submit(ask, record), record) for record in records)
             for future in as_completed(asked):
-                record, answered = asked.pop(future), future.result()
+                record, answered = asked[future], future.result()
+                failed = failed + 1 if answered.passing else failed if answered.refused else 0
+                if failed >= _FAILED_IN_A_ROW:
+                    raise EndpointFailed(f"{answered.refused}; so did {failed} requests in a row")
                 if answered.refused and not some_answered:
                     refused.append((record, answered))
                     if len(refused) >= min(_REFUSED_AT_FIRST, len(records)):
@@ -364,7 +389,13 @@ def _by_endpoint(
                 refused.clear()
                 yield record, answered
         finally:
+            stopping.set()
             pool.shutdown(cancel_futures=True)
+            for future, record in asked.items():
+                if record.id in log.known or future.cancelled() or future.exception() is not None:
+                    continue
+                if not future.result().refused:
+                    log.add(record.id, future.result())
 
 
 def _image_side(config: EvaluateConfig, subject: ComparedModel) -> int | None:
@@ -372,8 +403,9 @@ def _image_side(config: EvaluateConfig, subject: ComparedModel) -> int | None:
     return subject.image_max_side or config.image_max_side or trained
 
 
-def _identity(subject: ComparedModel) -> dict[str, Any]:
-    """What makes two models the same: where an endpoint is and what is asked of it, or a directory's weights."""
+def _identity(config: EvaluateConfig, subject: ComparedModel) -> dict[str, Any]:
+    """What makes two models the same: where an endpoint is and what is asked of it, or a directory's weights and what
+    is computed in."""
     if subject.endpoint is not None:
         endpoint = subject.endpoint
         return {"base_url": endpoint.base_url, "model": endpoint.model, "options": endpoint.options}
@@ -383,30 +415,41 @@ def _identity(subject: ComparedModel) -> dict[str, Any]:
     for path in sorted(directory.glob("*.safetensors")):
         # Not the bytes, which may be many gigabytes.
         digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
-    return {"model_dir": str(subject.model_dir), "weights": digest.hexdigest()[:16]}
+    dtype = str(resolve_dtype(config.dtype, resolve_device(config.device))).removeprefix("torch.")
+    return {"model_dir": str(subject.model_dir), "weights": digest.hexdigest()[:16], "dtype": dtype}
 
 
 def contamination(config: EvaluateConfig, subject: ComparedModel, records: Sequence[Record]) -> dict[str, Any]:
     """Which images of the evaluated records some train split shows: ``count``, the first ``sha256``, in ``exports``,
-    and all ids of ``records`` that show one."""
+    all ids of ``records`` that show one, and which exports were trained on but are ``not_found``."""
     exports = [config.train_export_dir] if config.train_export_dir else [config.export_dir]
+    gone: list[Path] = []
     if not config.train_export_dir and subject.model_dir:
-        exports += [path for path in _training_exports(subject.model_dir) if path.resolve() != exports[0].resolve()]
+        others = [path for path in _training_exports(subject.model_dir) if path.resolve() != exports[0].resolve()]
+        gone = [path for path in others if not (path / MANIFEST).exists()]
+        exports += [path for path in others if path not in gone]
     pixels_in = config.export_dir if config.same_pixels else None
     found = sorted({one for export in exports for one in shared_images(records, export, pixels_in=pixels_in)})
     seen = set(found)
     shown = [record.id for record in records if any(image.sha256 in seen for image in record.images)]
-    return {"count": len(found), "sha256": found[:20], "exports": [str(path) for path in exports], "records": shown}
+    return {
+        "count": len(found),
+        "sha256": found[:20],
+        "exports": [str(path) for path in exports],
+        "not_found": [str(path) for path in gone],
+        "records": shown,
+    }
 
 
 def _training_exports(model_dir: Path) -> list[Path]:
-    """The exports that a model was trained on, and those its start was, as far as their runs are still there."""
+    """The exports that a model was trained on, and those its start was, as far as their runs are still there. A path is
+    as the run was given it: a relative one is looked for from here."""
     exports: list[Path] = []
     seen: set[Path] = set()
     while model_dir.resolve() not in seen and (settings := run_settings(model_dir)):
         seen.add(model_dir.resolve())
         export = Path(settings["export_dir"])
-        if (export / MANIFEST).exists() and export not in exports:
+        if export not in exports:
             exports.append(export)
         model_dir = Path(settings["model_dir"])
     return exports
@@ -440,10 +483,7 @@ def _scores(some: Sequence[Prediction], *, resamples: int, seed: int) -> dict[st
         interval = mean_interval(
             [one.score(variant) for one in some], [one.sample_id for one in some], resamples=resamples, seed=seed
         )
-        chance = chance_levels(
-            variant, [one.answer for one in some], [one.gold for one in some], [one.candidates for one in some]
-        )
-        found[figure] = {**interval.to_json(), "chance": asdict(chance)}
+        found[figure] = {**interval.to_json(), "chance": asdict(chance_of(variant, some))}
     return found
 
 
@@ -529,6 +569,10 @@ def table(report: dict[str, Any]) -> str:
         if clean := report["figures_without_them"]:
             told += f"; exact on the {clean['records']} records without them {clean['exact']['value']:.3f}"
         lines.append(told)
+    lines += [
+        f"warning: {export}, which it was trained on, is not here: train_export_dir says where it is"
+        for export in report["images_trained_on"]["not_found"]
+    ]
     return "\n".join(lines)
 
 

@@ -88,7 +88,8 @@ class GRPOConfig(TrainingConfig):
     """What a GRPO run is. Defaults are ours unless a field names TRL; none is the paper's."""
 
     learning_rate: float = 5e-5
-    """Peak rate of AdamW. A higher one was unstable on the tiny model (measured, ours)."""
+    """Peak rate of AdamW; a higher one was unstable on the tiny model (measured, ours). TRL's default is 1e-06, which
+    suits a published model."""
     prompts_per_step: int = 8
     """Records per step; each is answered `num_generations` times."""
     num_generations: int = 8
@@ -106,7 +107,7 @@ class GRPOConfig(TrainingConfig):
     repetition_penalty: float = 1.0
     """Above 1, words of the prompt and of the completion so far become less likely (TRL's default: 1, none)."""
     max_completion_length: int = 256
-    """Longest completion in tokens (TRL's default)."""
+    """Longest completion in tokens. TRL's default is 512; a reasoning about four candidates is shorter (ours)."""
     mask_truncated_completions: bool = False
     """Learn nothing from completions that were cut off (TRL's default: false, they are graded as they are)."""
     epsilon: float = 0.2
@@ -347,7 +348,8 @@ def mining_pass(run: Run) -> None:
     run.hard_cases.begin_stage()
     extra["mined"] = True
     counts = run.hard_cases.counts()
-    run.directory.log(0, {"mining_pass": len(records), "rollouts": run.hard_cases.rollouts, "records": counts})
+    told = {"mining_pass": len(records), "rollouts": run.hard_cases.rollouts, "records": counts}
+    run.directory.log(0, {**told, "seconds": time.monotonic() - began})
     run.directory.log_rows(HARD_CASES, 0, run.hard_cases.take_decisions())
     run.progress.say(
         f"mining pass: {run.hard_cases.rollouts} rollouts, {counts['hard']} of {len(records)} records hard"
@@ -847,6 +849,7 @@ def check_start(run: Run) -> StartPace | None:
         [grade.answer for grade, _ in flat],
         [record.answer for _, record in flat],
         [len(record.candidates) for _, record in flat],
+        [record.dimension for _, record in flat],
     )
     if found["exact"] <= chance.permuted:
         run.progress.say(

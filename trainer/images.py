@@ -73,6 +73,18 @@ def prepare_image(screener: Screener, image: Image.Image, max_side: int | None =
     return torch.from_numpy(np.array(image, dtype=np.uint8))
 
 
+def stored_bytes(export_dir: Path, image: ImageFile) -> bytes:
+    """The bytes of one image of an export. ExportRefused when the file is gone or changed."""
+    path = export_dir / image.path
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ExportRefused(f"{path}: {error.strerror}") from None
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        raise ExportRefused(f"{path} was changed: its bytes are not those of the record")
+    return data
+
+
 _READERS = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="images")
 """Decoding and hashing leave Python's lock: pictures that are read together do not wait for each other."""
 
@@ -106,17 +118,11 @@ class ImageStore:
         return [found[image.sha256] for image in record.images]
 
     def _read(self, image: ImageFile) -> ImageTensor:
-        path = self._directory / image.path
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ExportRefused(f"{path}: {error.strerror}") from None
-        if hashlib.sha256(data).hexdigest() != image.sha256:
-            raise ExportRefused(f"{path} was changed: its bytes are not those of the record")
+        data = stored_bytes(self._directory, image)
         try:
             return prepare_image(self._screener, read_image(data), self._max_side)
         except ValueError as error:
-            raise ExportRefused(f"{path}: {error}") from None
+            raise ExportRefused(f"{self._directory / image.path}: {error}") from None
 
     def _keep(self, digest: str, prepared: ImageTensor) -> None:
         self._kept[digest] = prepared

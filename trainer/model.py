@@ -170,7 +170,9 @@ def load_screener(directory: Path, device: str = "auto", dtype: str = "auto") ->
     tokenizer = _read_tokenizer(directory)
     if tokenizer is None:
         raise ModelRefused(f"{directory}: expected a tokenizer (tokenizer.json)")
-    return _assemble(model.to(place), tokenizer, _image_processor(directory, config, architecture), architecture)
+    return assemble_screener(
+        model.to(place), tokenizer, _image_processor(directory, config, architecture), architecture
+    )
 
 
 def new_screener(
@@ -199,7 +201,18 @@ def new_screener(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     model = model.to(device=place, dtype=resolve_dtype(dtype, place))
-    return _assemble(model, tokenizer, _image_processor(directory, config, architecture), architecture)
+    return assemble_screener(model, tokenizer, _image_processor(directory, config, architecture), architecture)
+
+
+def outlined_screener(directory: Path, dtype: str = "auto") -> Screener:
+    """The model of a directory by its config alone: shapes without numbers, which take no memory and compute nothing.
+
+    ModelRefused as in loading. Tokenizer and image processor are left out.
+    """
+    config, architecture = _read_config(directory)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=resolve_dtype(dtype, resolve_device("auto")))
+    return Screener(model=model, tokenizer=None, image_processor=None, architecture=architecture)
 
 
 def checkpoint_layers(model: Any) -> None:
@@ -250,7 +263,8 @@ def _call(function: Callable[..., T], *given: Any) -> T:
     return function(*given)
 
 
-def _assemble(model: Any, tokenizer: Any, image_processor: Any, architecture: Architecture) -> Screener:
+def assemble_screener(model: Any, tokenizer: Any, image_processor: Any, architecture: Architecture) -> Screener:
+    """A transformers model, changed in place to compute as this trainer does, with what belongs to it."""
     speed_up_vision(model)
     shorten_last_layer(model)
     # The text stack alone: the vision tower has no prompt to share.

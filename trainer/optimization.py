@@ -25,8 +25,7 @@ def make_optimizer(screener: Screener, config: TrainingConfig) -> torch.optim.Ad
     A tower whose learning rate is 0 throughout is frozen here, so that nothing is computed for it.
     """
     tower = {id(parameter) for parameter in screener.vision_tower.parameters()}
-    if config.vision_lr == 0 and not (config.vision_lr_early and config.vision_early):
-        screener.vision_tower.requires_grad_(False)
+    freeze_what_is_not_trained(screener, config)
     embeddings = {id(screener.model.get_input_embeddings().weight)}
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for parameter in screener.model.parameters():
@@ -42,6 +41,12 @@ def make_optimizer(screener: Screener, config: TrainingConfig) -> torch.optim.Ad
         betas=(0.9, config.beta2),
         fused=True,
     )
+
+
+def freeze_what_is_not_trained(screener: Screener, config: TrainingConfig) -> None:
+    """The vision tower, where its learning rate is 0 throughout."""
+    if config.vision_lr == 0 and not (config.vision_lr_early and config.vision_early):
+        screener.vision_tower.requires_grad_(False)
 
 
 def learning_rate_at(fraction: float, config: TrainingConfig, *, vision: bool = False) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from trainer.config import Refused
 from trainer.contract.answers import Answer
 from trainer.contract.records import Record
-from trainer.contract.scores import RewardWeights, ScoreVariant, grade, score
+from trainer.contract.scores import ChanceLevels, RewardWeights, ScoreVariant, chance_levels, grade, score
 
 PREDICTIONS, ANSWERS = "predictions.jsonl", "answers.jsonl"
 FIGURES: dict[str, ScoreVariant] = {
@@ -63,6 +64,8 @@ class Answered:
     completion_tokens: int = 0
     seconds: float = 0.0
     """How long it took, the time in queues and retries included."""
+    passing: bool = False
+    """Refused by a failure that may have passed when it is asked again."""
 
 
 class AnswerLog:
@@ -86,29 +89,33 @@ class AnswerLog:
             path.write_text(json.dumps({"of": of}, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def add(self, record_id: str, answered: Answered) -> None:
-        """One more row, on disk before this returns."""
-        row = json.dumps({"record_id": record_id, **asdict(answered)}, ensure_ascii=False)
-        with self._writing, self.path.open("a", encoding="utf-8", errors="replace") as file:
-            file.write(row + "\n")
+        """One more row, on disk before this returns; what failed in passing is known only until the log is opened."""
+        if not answered.passing:
+            told = {name: value for name, value in asdict(answered).items() if name != "passing"}
+            row = json.dumps({"record_id": record_id, **told}, ensure_ascii=False)
+            with self._writing, self.path.open("a", encoding="utf-8", errors="replace") as file:
+                file.write(row + "\n")
         self.known[record_id] = answered
 
     def _read(self, of: dict[str, Any]) -> bool:
         """Take over what is known; False when the file is about something else."""
         whole = self.path.read_text(encoding="utf-8", errors="replace")
-        lines = whole.splitlines(keepends=True)
+        # Not splitlines: an answer may hold a line separator of Unicode, which is no end of a row.
+        *lines, begun = whole.split("\n")
         try:
             if json.loads(lines[0])["of"] != of:
                 return False
             for line in lines[1:]:
-                if line.endswith("\n"):  # else the row was being written when the process was killed
-                    row = json.loads(line)
-                    record_id = row.pop("record_id")
-                    self.known[record_id] = Answered(**row)
+                row = json.loads(line)
+                record_id = row.pop("record_id")
+                self.known[record_id] = Answered(**row)
         except (ValueError, KeyError, TypeError, IndexError):
             self.known = {}
             return False
-        if not whole.endswith("\n"):
-            self.path.write_text("".join(lines[:-1]), encoding="utf-8")
+        if begun:  # a row that was being written when the process was killed
+            partial = self.path.with_name(f"{self.path.name}.partial")
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            partial.replace(self.path)
         return True
 
 
@@ -124,6 +131,17 @@ def predict(record: Record, text: str, refused: str = "") -> Prediction:
         answer=found.answer,
         refusal="not_answered" if refused else found.refusal.value if found.refusal else None,
         text=text,
+    )
+
+
+def chance_of(variant: ScoreVariant, predictions: Sequence[Prediction]) -> ChanceLevels:
+    """What chance would score in the place of these predictions."""
+    return chance_levels(
+        variant,
+        [one.answer for one in predictions],
+        [one.gold for one in predictions],
+        [one.candidates for one in predictions],
+        [one.dimension for one in predictions],
     )
 
 

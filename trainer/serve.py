@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 """How often a handler looks whether its client is still there."""
+_AS_JSON_ESCAPES = "backslashreplace"
+"""Half a surrogate pair, which a request's names may hold, is no UTF-8: it goes back as it came, as ``\\ud83d``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class ServeConfig:
     key_env: str = ""
     """Environment variable with the key that requests must bear; empty asks for none."""
     max_completion_tokens: int = 512
-    """Longest completion; requests may ask for less."""
+    """Longest completion, and that of requests that name none; who asks for more is refused."""
     max_batch: int = 64
     """Completions decoded together."""
     batch_wait_ms: float = 4.0
@@ -175,6 +177,9 @@ class Server(ThreadingHTTPServer):
             row = chat_row(self.screener, request, self.image_max_side)
         room = int(self.screener.model.config.text_config.max_position_embeddings)
         prompt, completion = len(row.token_ids), request.sampling.max_new_tokens
+        if prompt < room < prompt + completion and not request.length_named:
+            completion = room - prompt
+            request = replace(request, sampling=replace(request.sampling, max_new_tokens=completion))
         if prompt + completion > room:
             message = f"{prompt} prompt tokens and {completion} to write are more than {room}"
             raise ApiError(400, message, "context_length_exceeded", "messages")
@@ -193,20 +198,31 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # headers and body are two writes; together with delayed ACKs each would wait 40 ms
     timeout = 60
+    _begun = False
+    """Whether an answer is on its way: nothing else can be said then."""
 
     def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        try:
+            if path.startswith("/v1/"):
+                self._ask_for_key()
+            self._get(path)
+        except ApiError as error:
+            self._refuse(error)
+
+    def _get(self, path: str) -> None:
         model = {"id": self.server.name, "object": "model", "created": self.server.created, "owned_by": "winnow"}
         batcher = self.server.batcher
-        match self.path.partition("?")[0]:
+        match path:
             case "/healthz":
                 busy = {"decoding": batcher.decoding, "waiting": batcher.waiting}
                 self._reply(200, {"status": "ok", "model": self.server.name, **busy})
             case "/v1/models":
                 self._reply(200, {"object": "list", "data": [model]})
-            case path if path == f"/v1/models/{self.server.name}":
+            case _ if path == f"/v1/models/{self.server.name}":
                 self._reply(200, model)
-            case path:
-                self._refuse(ApiError(404, f"there is nothing at {path}", "not_found"))
+            case _:
+                raise ApiError(404, f"there is nothing at {path}", "not_found")
 
     def do_POST(self) -> None:
         self._count(+1)
@@ -221,6 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.changed.notify_all()
 
     def _answer(self) -> None:
+        self._begun = False
         try:
             job = self.server.begin(self._read_request())
             with contextlib.closing(self._pieces(job)) as pieces:
@@ -230,11 +247,16 @@ class _Handler(BaseHTTPRequestHandler):
                     self._reply(200, _completion(self.server, job, list(pieces)))
         except ApiError as error:
             self._refuse(error)
-        except ConnectionError:
+        except (ConnectionError, TimeoutError):
+            # Half a request was read, or half an answer written: whatever came next would be taken for the rest of it.
+            self.close_connection = True
             raise
         except Exception:
             logger.exception("a request failed")
-            self._refuse(ApiError(500, "the server failed; its log says why", "internal_error"))
+            if self._begun:
+                self.close_connection = True
+            else:
+                self._refuse(ApiError(500, "the server failed; its log says why", "internal_error"))
 
     def _read_request(self) -> object:
         length = self.headers.get("Content-Length", "")
@@ -251,14 +273,17 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(length))
         if self.path.partition("?")[0] != "/v1/chat/completions":
             raise ApiError(404, f"there is nothing at {self.path}", "not_found")
-        if self.server.key and not hmac.compare_digest(
-            self.headers.get("Authorization", "").encode(), f"Bearer {self.server.key}".encode()
-        ):
-            raise ApiError(401, "a key is needed: Authorization: Bearer KEY", "invalid_api_key")
+        self._ask_for_key()
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:  # the latter where brackets are nested by the thousand
             raise ApiError(400, f"the body is not JSON ({error})", "invalid_body") from None
+
+    def _ask_for_key(self) -> None:
+        if self.server.key and not hmac.compare_digest(
+            self.headers.get("Authorization", "").encode(), f"Bearer {self.server.key}".encode()
+        ):
+            raise ApiError(401, "a key is needed: Authorization: Bearer KEY", "invalid_api_key")
 
     def _pieces(self, job: Job) -> Generator[Piece, None, None]:
         """What the job says, until all its choices have ended. ConnectionAbortedError when nobody listens any more."""
@@ -280,6 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stream(self, job: Job, pieces: Iterable[Piece]) -> None:
         """Server-sent events, one per piece. An error on the way is an event too: the status has been sent."""
+        self._begun = True
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Cache-Control", "no-cache")
@@ -310,14 +336,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
     def _send_event(self, text: str) -> None:
-        data = f"data: {text}\n\n".encode()
+        data = f"data: {text}\n\n".encode(errors=_AS_JSON_ESCAPES)
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
     def _refuse(self, error: ApiError) -> None:
         self._reply(error.status, error.to_json())
 
     def _reply(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body, ensure_ascii=False).encode()
+        data = json.dumps(body, ensure_ascii=False).encode(errors=_AS_JSON_ESCAPES)
+        self._begun = True
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -335,8 +362,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _hung_up(connection: socket.socket) -> bool:
     """Whether the other side has closed; what it has sent meanwhile stays to be read."""
-    readable, _, _ = select.select([connection], [], [], 0)
-    return bool(readable) and not connection.recv(1, socket.MSG_PEEK)
+    looking = select.poll()  # select knows no more than 1024 open files
+    looking.register(connection, select.POLLIN)
+    return bool(looking.poll(0)) and not connection.recv(1, socket.MSG_PEEK)
 
 
 def _completion(server: Server, job: Job, pieces: list[Piece]) -> dict[str, Any]:
@@ -383,7 +411,9 @@ def _named(screener: Screener, token_id: int, logprob: float) -> dict[str, Any]:
 
 def _token_bytes(screener: Screener, token_id: int) -> bytes:
     """What a token stands for; it may be a part of a character. All models read here write bytes as GPT-2 does."""
-    name: str = screener.tokenizer.convert_ids_to_tokens(token_id)
+    name: str | None = screener.tokenizer.convert_ids_to_tokens(token_id)
+    if name is None:
+        return b""  # the vocabulary is filled up to a round number
     if token_id in screener.tokenizer.added_tokens_decoder:
         return name.encode()
     bytes_by_letter = _bytes_by_letter()

@@ -90,7 +90,8 @@ class SFTConfig(TrainingConfig):
     permute: bool = False
     """Show candidates in another order each time, where the rationale can be relabelled with certainty."""
     mirror: bool = False
-    """Show half the samples mirrored; the words left and right are exchanged in their rationales."""
+    """Show half the samples mirrored, where left and right in their rationales are certainly sides: they are exchanged.
+    Not for pictures with lettering, which is wrong in a mirror."""
     vision_warmup: VisionWarmupConfig = field(default_factory=VisionWarmupConfig)
     """A first phase for the vision tower alone."""
     evaluate_every: int = 0
@@ -443,7 +444,10 @@ def _show(run: Run, sample: Sequence[Record], rng: random.Random) -> Shown:
         records = [p or r for p, r in zip(permuted, records, strict=True)] if all(permuted) else records
     images = run.store.of(records[0])
     if run.config.mirror and rng.random() < 0.5:
-        images, records = mirror_images(images), [mirror_rationale(record) for record in records]
+        turned = [one for one in map(mirror_rationale, records) if one]
+        # One row shows one view of the images, too.
+        if len(turned) == len(records):
+            images, records = mirror_images(images), turned
     kinds = [run.config.prompt_mix.draw(rng) if record.rationale.strip() else PromptKind.ASK for record in records]
     return Shown(images, [make_example(record, kind) for record, kind in zip(records, kinds, strict=True)])
 

@@ -115,7 +115,8 @@ def test_it_is_the_formula_of_the_design(variant: ScoreVariant, case: tuple[Answ
 )
 def test_the_chance_table_of_the_design(variant: str, by_size: list[float]) -> None:
     # The table cuts 1/16 to .062.
-    found = [chance_levels(ScoreVariant(variant), [None], [frozenset("ABCD"[:size])], [4]).uniform for size in range(5)]
+    golds = [frozenset("ABCD"[:size]) for size in range(5)]
+    found = [chance_levels(ScoreVariant(variant), [None], [gold], [4], ["physical_shadow"]).uniform for gold in golds]
 
     assert found == pytest.approx(by_size, abs=0.00051)
 
@@ -130,7 +131,7 @@ def test_chance_levels_are_those_of_brute_force(
     gold = [case[1] for case in same]
     predicted = [case[0] if kept else None for case, kept in zip(same, parsed, strict=False)]
 
-    found = chance_levels(variant, predicted, gold, [count] * len(gold))
+    found = chance_levels(variant, predicted, gold, [count] * len(gold), ["physical_shadow"] * len(gold))
 
     def mean(guesses: list[Answer | None]) -> float:
         return sum(score(variant, guess, right, count) for guess, right in zip(guesses, gold, strict=True)) / len(gold)
@@ -145,10 +146,21 @@ def test_chance_levels_are_those_of_brute_force(
 def test_chance_levels_are_weighted_over_candidate_counts() -> None:
     gold = [frozenset("A"), frozenset("A"), frozenset("B")]
 
-    found = chance_levels(ScoreVariant.EXACT, gold, gold, [2, 2, 1 + 2])
+    found = chance_levels(ScoreVariant.EXACT, gold, gold, [2, 2, 1 + 2], ["physical_shadow"] * 3)
 
     assert found.uniform == pytest.approx((2 / 4 + 1 / 8) / 3)
     assert (found.best_constant, found.permuted) == (1, 1)
+
+
+def test_who_answers_each_dimension_its_own_way_without_a_look_is_at_chance() -> None:
+    dimensions = ["physical_shadow"] * 4 + ["placement_layout"] * 4
+    gold: list[Answer] = [frozenset("A"), *[frozenset("AB")] * 3, frozenset(), *[frozenset("C")] * 3]
+    blind: list[Answer] = [frozenset("AB")] * 4 + [frozenset("C")] * 4
+
+    found = chance_levels(ScoreVariant.EXACT, blind, gold, [4] * 8, dimensions)
+
+    right = sum(map(frozenset.__eq__, blind, gold)) / 8
+    assert (found.permuted, found.best_constant, found.uniform) == (right, right, 1 / 16)
 
 
 @pytest.mark.parametrize(("predicted", "gold", "counts"), [([], [], []), ([None], [frozenset()], [])])
@@ -156,7 +168,7 @@ def test_chance_levels_want_one_of_each_per_record(
     predicted: list[None], gold: list[Answer], counts: list[int]
 ) -> None:
     with pytest.raises(ValueError, match="chance levels need"):
-        chance_levels(ScoreVariant.EXACT, predicted, gold, counts)
+        chance_levels(ScoreVariant.EXACT, predicted, gold, counts, ["physical_shadow"] * len(counts))
 
 
 @given(pairs(), VARIANTS)

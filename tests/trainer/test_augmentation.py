@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fixtures.scenes import describe_sample
 from trainer.augmentation import mirror_rationale, permute_candidates
-from trainer.contract.dimensions import AnswerSource, Approach, Dimension, Polarity, Split
+from trainer.contract.dimensions import DIMENSIONS, AnswerSource, Approach, Dimension, Polarity, Split
 from trainer.contract.records import ImageFile, Record
 
 
@@ -73,15 +72,65 @@ def test_an_answer_without_rationale_moves() -> None:
         "A: fine. B: flawed. C: fine. D: flawed. So the first and third stand.",
         "A: fine. A: again. C: fine. D: flawed.",
         "Fine: A, C.",
+        "A: fine. B: same as the first candidate. C: fine. D: flawed.",
+        "A: fine. B: flawed. C: fine. D: flawed, unlike the previous ones.",
+        "A: fine. B: flawed. C: the same as in candidate 1. D: flawed.",
+        "Original: like the second. A: fine. B: flawed. C: fine. D: flawed.",
     ],
 )
 def test_what_cannot_be_relabelled_with_certainty_stays(rationale: str) -> None:
     assert permute_candidates(record(rationale), [1, 0, 2, 3]) is None
 
 
-def test_sides_are_exchanged_in_a_mirror(tmp_path: Path) -> None:
-    said = mirror_rationale(record("A: a seam on the left. B: light from the right, upright."))
-    assert said.rationale == "A: a seam on the right. B: light from the left, upright."
+@pytest.mark.parametrize(
+    ("said", "mirrored"),
+    [
+        (
+            "A: a seam on the left. B: light from the right, upright.",
+            "A: a seam on the right. B: light from the left, upright.",
+        ),
+        ("The shadow falls left but far too long.", "The shadow falls right but far too long."),
+        ("LEFT edge cut, top right corner fine.", "RIGHT edge cut, top left corner fine."),
+        ("From left to right; the rightmost leans left.", "From right to left; the leftmost leans right."),
+        ("A bright, upright bottle.", "A bright, upright bottle."),
+        ("", ""),
+    ],
+)
+def test_sides_are_exchanged_in_a_mirror(said: str, mirrored: str) -> None:
+    found = mirror_rationale(record(said))
+    assert found is not None
+    assert found.rationale == mirrored
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "A: looks right.",
+        "A: the right shadow for this light.",
+        "A: on the left. B: nothing is left of the label.",
+        "A: stands in the right place.",
+        "A: right side up.",
+        "A: the shadow falls right where it should.",
+        "A: stands at right angles to the wall.",
+        "A: turned clockwise.",
+    ],
+)
+def test_what_may_be_no_side_is_not_shown_in_a_mirror(said: str) -> None:
+    assert mirror_rationale(record(said)) is None
+
+
+def test_everything_that_is_said_of_drawn_scenes_can_be_arranged_anew() -> None:
+    for number in range(300):
+        scene = describe_sample(number)
+        for dimension in DIMENSIONS:
+            said = scene.rationale(dimension)
+            drawn = record(said)
+            assert permute_candidates(drawn, [2, 0, 3, 1]) is not None, dimension
+            turned = mirror_rationale(drawn)
+            assert turned is not None, said
+            again = mirror_rationale(turned)
+            assert again is not None
+            assert again.rationale == said
 
 
 def test_what_is_said_of_the_original_stays_in_front() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import defaultdict
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from tests.trainer.conftest import make_screener, random_images
 from trainer.contract import prompts
 from trainer.contract.dimensions import Dimension, Polarity
 from trainer.data import encode_prompts
+from trainer.grpo import GRPOConfig
 from trainer.images import pixel_inputs
 from trainer.model import Screener
 from trainer.objective import (
@@ -27,6 +30,7 @@ from trainer.objective import (
     rollout_correction,
     token_losses,
 )
+from trainer.settings_help import field_docs
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 pytestmark = pytest.mark.needs_trl
@@ -188,3 +192,25 @@ def test_masked_completions_count_as_in_trl(case: Case, loss_type: LossType) -> 
 @pytest.mark.parametrize("mode", list(RolloutCorrection))
 def test_completions_of_another_engine_weigh_as_in_trl(case: Case, mode: RolloutCorrection) -> None:
     require_equal(case, objective(LossType.DAPO, beta=0.04), mode=mode)
+
+
+def test_what_is_called_their_default_is() -> None:
+    """Of settings that --help calls TRL's default, or whose default there it names."""
+    from trl import GRPOConfig as TheirConfig
+
+    theirs = {field.name: field.default for field in fields(TheirConfig)}
+    ours = {field.name: field.default for field in fields(GRPOConfig)}
+    checked = set()
+    for name, about in field_docs(GRPOConfig).items():
+        if found := re.search(r"TRL's default(?:(?: is|:) ([\w.-]*\w))?", about):
+            said = found[1]
+            told = ours[name] if said is None else {"true": True, "false": False, "none": None}.get(said, said)
+            assert str(told).removesuffix(".0") == str(theirs[name]).removesuffix(".0"), name
+            checked.add(name)
+    assert {
+        "loss_type",
+        "max_completion_length",
+        "learning_rate",
+        "epsilon",
+        "vllm_importance_sampling_mode",
+    } <= checked

@@ -17,6 +17,9 @@ from trainer.model import Screener
 from trainer.optimization import Diverged, clip_and_step, learning_rate_at, make_optimizer, refuse_divergence
 from trainer.tracking import TrackingRefused
 
+SEPARATED = "one\u2028two\u2029three\u0085four"
+"""What a model may write: separators of Unicode, which are no ends of rows."""
+
 
 def settings(tmp_path: Path, **fields: object) -> TrainingConfig:
     given = {"export_dir": tmp_path / "export", "model_dir": tmp_path / "model", "run_dir": tmp_path / "run"}
@@ -169,6 +172,7 @@ def test_a_row_that_a_kill_cut_short_goes_with_the_rows_after_the_checkpoint(tmp
     directory.begin(config, "sft", "one", TrainerState())
     for step_done in (1, 2, 3):
         directory.log(step_done, {"loss": 1.0})
+        directory.log_rows("samples.jsonl", step_done, [{"text": SEPARATED}])
     directory.save_checkpoint(screener, make_optimizer(screener, config), TrainerState(step=2))
     with (config.run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
@@ -176,6 +180,8 @@ def test_a_row_that_a_kill_cut_short_goes_with_the_rows_after_the_checkpoint(tmp
     again.begin(config, "sft", "one", TrainerState(step=2))
     rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
+    rows = [json.loads(line) for line in (config.run_dir / "samples.jsonl").read_text().strip().split("\n")]
+    assert rows == [{"step": number, "text": SEPARATED} for number in (1, 2)]
     told = json.loads((config.run_dir / "environment.json").read_text())
     assert [sitting["from_step"] for sitting in told["sittings"]] == [0, 2]
     assert set(told["git"]) == {"commit", "changed"} if told["git"] else True

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import ssl
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +30,7 @@ from trainer.endpoint import EndpointConfig, EndpointFailed
 from trainer.evaluate import EvaluateConfig
 from trainer.model import save_screener
 from trainer.predictions import Answered, AnswerLog, Prediction, predict, read_predictions
+from trainer.progress import Progress
 from trainer.serve import ServeConfig, make_server
 
 
@@ -40,11 +44,16 @@ class Judge(ThreadingHTTPServer):
         records = list(read_records(export))
         # Records of one sample share their images and their answer here: what the endpoint sees tells it which.
         self.answers = {
-            endpoint.data_uri(export / record.original.path): format_completion("seen", record.answer)
+            endpoint.data_uri(record.original.path, (export / record.original.path).read_bytes()): format_completion(
+                "seen", record.answer
+            )
             for record in records
         }
         self.script: list[tuple[int, dict[str, str], str]] = []
         self.always: tuple[int, dict[str, str], str] | None = None
+        self.fails_on: set[str] = set()
+        """Originals, as they are sent, about which it says `always`; empty: about all."""
+        self.patience = 0.02
         self.asked: list[dict[str, Any]] = []
         self.at_once, self.most_at_once = 0, 0
         self.lock = threading.Lock()
@@ -64,13 +73,15 @@ class _JudgeHandler(BaseHTTPRequestHandler):
             judge.asked.append(body)
             judge.at_once += 1
             judge.most_at_once = max(judge.most_at_once, judge.at_once)
-            planned = judge.script.pop(0) if judge.script else judge.always
-        text = judge.answers[body["messages"][0]["content"][1]["image_url"]["url"]]
+            original = body["messages"][0]["content"][1]["image_url"]["url"]
+            about = not judge.fails_on or original in judge.fails_on
+            planned = judge.script.pop(0) if judge.script else judge.always if about else None
+        text = judge.answers[original]
         usage = {"prompt_tokens": 100, "completion_tokens": 10}
         good = json.dumps({"choices": [{"message": {"content": text}}], "usage": usage})
         status, headers, said = planned or (200, {}, good)
         data = said.encode()
-        threading.Event().wait(0.02)
+        threading.Event().wait(0.02 if planned else judge.patience)
         with judge.lock:
             judge.at_once -= 1
         self.send_response(status)
@@ -184,10 +195,119 @@ def test_failures_that_may_pass_are_tried_again(export: Path, judge: Judge, tmp_
     report = evaluate.evaluate(settings(export, tmp_path, endpoint=asked_of(judge, attempts=5)))
     assert report["figures"]["overall"]["exact"]["value"] == 1.0
     assert len(judge.asked) == 16
-    judge.always = (500, {}, "down")
+    judge.always = (503, {}, "down")
     config = settings(export, tmp_path / "again", endpoint=asked_of(judge, attempts=2))
-    with pytest.raises(EndpointFailed, match=r"HTTP 500 down, 2 times; \d+ of 12 answers are kept"):
+    with pytest.raises(EndpointFailed, match=r"HTTP 503 down, 2 times; \d+ of 12 answers are kept"):
         evaluate.evaluate(config)
+
+
+def test_what_was_under_way_is_kept_when_one_request_fails(export: Path, judge: Judge, tmp_path: Path) -> None:
+    judge.script, judge.patience = [(401, {}, "no")], 0.3
+    config = settings(export, tmp_path, endpoint=asked_of(judge, concurrency=4))
+    with pytest.raises(EndpointFailed, match=r"HTTP 401 no; \d of 12 answers are kept") as failed:
+        evaluate.evaluate(config)
+    paid = len(judge.asked) - 1
+    assert paid >= 3
+    assert f"no; {paid} of 12 answers are kept" in str(failed.value)
+    judge.asked, judge.patience = [], 0.02
+    assert evaluate.evaluate(config)["figures"]["overall"]["exact"]["value"] == 1.0
+    assert len(judge.asked) == 12 - paid
+
+
+def test_what_was_under_way_is_kept_after_ctrl_c(
+    export: Path, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    config = settings(export, tmp_path, endpoint=asked_of(judge, concurrency=4))
+    monkeypatch.setattr(Progress, "show", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(config)
+    monkeypatch.undo()
+    paid = len(judge.asked)
+    assert 4 <= paid < 12
+    evaluate.evaluate(config)
+    assert len(judge.asked) == 12
+
+
+def test_who_is_told_to_wait_does_not_hold_up_the_end(export: Path, judge: Judge, tmp_path: Path) -> None:
+    judge.script, judge.always = [(429, {"Retry-After": "30"}, "slower")] * 2, (401, {}, "no")
+    began = time.monotonic()
+    with pytest.raises(EndpointFailed, match="HTTP 401"):
+        evaluate.evaluate(settings(export, tmp_path, endpoint=asked_of(judge, concurrency=3)))
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("always", [(200, {}, "<html>"), (500, {}, "down"), (200, {}, '{"choices": []}')])
+def test_one_record_that_always_fails_does_not_block_the_others(
+    export: Path, judge: Judge, tmp_path: Path, always: tuple[int, dict[str, str], str]
+) -> None:
+    record = next(read_records(export, Split.TRAIN))
+    judge.fails_on = {endpoint.data_uri(record.original.path, (export / record.original.path).read_bytes())}
+    judge.always = always
+    config = settings(export, tmp_path, endpoint=asked_of(judge, attempts=2))
+    report = evaluate.evaluate(config)
+    # Two records show this original.
+    assert report["refusals"] == {"not_answered": 2}
+    assert report["figures"]["overall"]["exact"]["value"] == pytest.approx(10 / 12)
+    judge.always, judge.asked = None, []
+    assert evaluate.evaluate(config)["refusals"] == {}
+    assert len(judge.asked) == 2, "a failure may pass: these two alone are asked again"
+
+
+def test_an_endpoint_that_goes_down_with_errors_is_not_taken_for_bad_records(
+    export: Path, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "_FAILED_IN_A_ROW", 4)
+    said = '{"choices": [{"message": {"content": "<answer>A</answer>"}}]}'
+    judge.script, judge.always = [(200, {}, said)] * 2, (500, {}, "down")
+    config = settings(export, tmp_path, endpoint=asked_of(judge, attempts=1, concurrency=1))
+    with pytest.raises(EndpointFailed, match="HTTP 500 down, 1 times; so did 4 requests in a row; 2 of 12 answers"):
+        evaluate.evaluate(config)
+
+
+def test_a_broken_connection_under_tls_is_tried_again(
+    export: Path, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, broken = http.client.HTTPResponse.read, [ssl.SSLError(1, "record layer failure")]
+
+    def breaking(reply: http.client.HTTPResponse, amount: int | None = None) -> bytes:
+        if broken:
+            raise broken.pop()
+        return read(reply, amount)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", breaking)
+    report = evaluate.evaluate(settings(export, tmp_path, endpoint=asked_of(judge, concurrency=1)))
+    assert report["figures"]["overall"]["exact"]["value"] == 1.0
+    assert len(judge.asked) == 13
+
+
+@pytest.mark.parametrize("broken", ["changed", "gone", "grammar"])
+def test_an_export_that_is_not_what_it_was_is_refused_before_anything_is_asked(
+    export: Path, judge: Judge, tmp_path: Path, broken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = export / next(read_records(export, Split.TRAIN)).original.path
+    if broken == "grammar":
+        manifest = json.loads((export / "manifest.json").read_text())
+        manifest["prompt_versions"]["ask"] = "ask-99"
+        (export / "manifest.json").write_text(json.dumps(manifest))
+    elif broken == "gone":
+        picture.unlink()
+    else:
+        data = bytearray(picture.read_bytes())
+        data[-1] ^= 1  # of the same size: told apart by its hash alone, when it is sent
+        picture.write_bytes(data)
+    given = [f"export_dir={export}", f"run_dir={tmp_path / 'r'}", "split=train", "endpoint.model=judge"]
+    assert main(["evaluate", "--set", *given, f"endpoint.base_url={judge.base_url}"]) == 1
+    said = capsys.readouterr().err.strip().split("\n")[-1]
+    wanted = {
+        "changed": f"{picture} was changed",
+        "gone": f"{picture}: No such file",
+        "grammar": "as prompt ask-99 asks",
+    }
+    assert wanted[broken] in said
+    assert broken == "changed" or judge.asked == []
 
 
 def test_a_record_that_is_refused_counts_as_not_answered(export: Path, judge: Judge, tmp_path: Path) -> None:
@@ -233,20 +353,41 @@ def test_what_a_run_was_trained_on_is_found(export: Path, judge: Judge, tmp_path
     assert evaluate._training_exports(tmp_path / "new") == []
 
 
+def test_an_export_that_a_run_names_and_nobody_finds_is_said(
+    export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "sft"
+    save_screener(make_screener(tmp_path / "new"), run / "model")
+    told = {"command": "sft", "export_dir": "exports/first", "model_dir": "base"}
+    (run / "config.json").write_text(json.dumps(told))
+    evaluate.main(settings(export, tmp_path, model_dir=run, limit=1))
+    assert "warning: exports/first, which it was trained on, is not here" in capsys.readouterr().out
+    assert "was trained on exports/first, which is not here" in (tmp_path / "compared" / "evaluation.md").read_text()
+
+
+def test_another_precision_is_another_model(export: Path, tmp_path: Path) -> None:
+    save_screener(make_screener(tmp_path / "new"), tmp_path / "model")
+    for dtype in ("float32", "bfloat16", "auto"):  # on a CPU auto is the first
+        evaluate.evaluate(settings(export, tmp_path, model_dir=tmp_path / "model", limit=1, dtype=dtype))
+    kept = sorted(path.name for path in (tmp_path / "compared").glob("answers*.jsonl"))
+    assert kept == ["answers-1.jsonl", "answers-2.jsonl", "answers.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"runs": ("a/x", "b/x")}, "two models are called 'x'"),
         ({"runs": ("a",), "model_dir": Path("b")}, "set either model_dir or endpoint"),
+        ({"runs": ("org/m=a", "org-m=b")}, "the models 'org/m' and 'org-m' would share a directory: name them apart"),
+        ({"runs": ("SFT=a", "b/sft")}, "the models 'SFT' and 'sft' would share a directory"),
+        ({"runs": ("a/x", "a/x")}, "two models are called 'x'"),
         (
             {"hard_file": Path("absent"), "endpoint": EndpointConfig(base_url="http://127.0.0.1:9/v1", model="m")},
-            "no reply",
+            "absent: cannot be read",
         ),
     ],
 )
 def test_mistakes_are_named(export: Path, tmp_path: Path, fields: dict[str, Any], said: str) -> None:
-    if "endpoint" in fields:
-        fields = fields | {"endpoint": replace(fields["endpoint"], attempts=1)}
     with pytest.raises(Refused, match=said):
         evaluate.evaluate(settings(export, tmp_path, **fields))
 
@@ -333,5 +474,12 @@ def test_an_answer_log_of_something_else_is_put_aside(tmp_path: Path) -> None:
     assert AnswerLog(path, {"model": "a"}).known["r"].text == "? half"
     other = AnswerLog(path, {"model": "b"})
     assert (other.known, other.put_aside) == ({}, tmp_path / "answers-1.jsonl")
+    separated = "one\u2028two\u2029three\u0085four"
+    other.add("s", Answered(text=separated))
+    with path.open("a") as file:
+        file.write('{"record_id": "half')
+    for _ in range(2):
+        again = AnswerLog(path, {"model": "b"})
+        assert (again.known, again.put_aside) == ({"s": Answered(text=separated)}, None)
     path.write_text("not json\n")
     assert AnswerLog(path, {"model": "b"}).put_aside == tmp_path / "answers-2.jsonl"

@@ -23,17 +23,9 @@ from trainer.contract.exports import read_records
 from trainer.contract.prompts import ask
 from trainer.contract.scores import RewardWeights, ScoreVariant, all_answers, chance_levels, grade
 from trainer.endpoint import EndpointConfig, EndpointFailed
-from trainer.evaluate import (
-    Contaminated,
-    EvaluateConfig,
-    Prediction,
-    beats_constant,
-    paired_difference,
-    predict,
-    read_predictions,
-)
+from trainer.evaluate import Contaminated, EvaluateConfig, beats_constant, paired_difference
 from trainer.model import save_screener
-from trainer.predictions import Answered
+from trainer.predictions import Answered, Prediction, predict, read_predictions
 
 
 def config(export: Path, tmp_path: Path, **fields: Any) -> EvaluateConfig:
@@ -72,10 +64,13 @@ class Oracle:
 
     def __init__(self, export: Path, wrong: int) -> None:
         records = list(read_records(export))
-        self.answers = {record.original.sha256: record.answer for record in records[wrong:]}
+        self.answers = {
+            endpoint.data_uri(record.original.path, (export / record.original.path).read_bytes()): record.answer
+            for record in records[wrong:]
+        }
 
-    def __call__(self, config: EndpointConfig, prompt: object, images: list[Path], **_: object) -> Answered:
-        answer = self.answers.get(images[0].stem)
+    def __call__(self, config: EndpointConfig, prompt: object, images: list[str], **_: object) -> Answered:
+        answer = self.answers.get(images[0])
         return Answered(text="I would rather not say" if answer is None else format_completion("seen", answer))
 
 
@@ -160,13 +155,30 @@ def test_chance_levels_stand_beside_every_figure() -> None:
     for name, part in found.items():
         some = [one for one in predictions if name in (one.dimension, "overall")]
         levels = chance_levels(
-            ScoreVariant.EXACT, [one.answer for one in some], [one.gold for one in some], [4] * len(some)
+            ScoreVariant.EXACT,
+            [one.answer for one in some],
+            [one.gold for one in some],
+            [4] * len(some),
+            [one.dimension for one in some],
         )
         assert part["exact"]["chance"] == {
             "uniform": levels.uniform,
             "best_constant": levels.best_constant,
             "permuted": levels.permuted,
         }
+
+
+def test_chance_of_all_is_the_mean_of_the_dimensions() -> None:
+    """Who answers each dimension in its own way without a look is at chance, overall as well."""
+    blind = [
+        replace(one, answer=frozenset("A" if one.dimension == "physical_shadow" else "BC"))
+        for one in make_predictions(30, 0.0)
+    ]
+    found = evaluate.figures(blind, resamples=50)
+    for level in ("uniform", "best_constant", "permuted"):
+        parts = [found[name]["exact"]["chance"][level] for name in ("physical_shadow", "placement_layout")]
+        assert found["overall"]["exact"]["chance"][level] == pytest.approx(sum(parts) / 2)
+    assert found["overall"]["exact"]["value"] == pytest.approx(found["overall"]["exact"]["chance"]["permuted"])
 
 
 def test_a_paired_difference_sees_what_two_intervals_hide() -> None:
@@ -205,7 +217,5 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigRefused, match="WINNOW_ABSENT_KEY is not set"):
         EndpointConfig(base_url="http://x/v1", model="m", key_env="WINNOW_ABSENT_KEY").key()
     nobody = EndpointConfig(base_url="http://127.0.0.1:9/v1", model="m", attempts=1)
-    image = tmp_path / "a.png"
-    image.write_bytes(b"x")
     with pytest.raises(EndpointFailed, match=r"http://127\.0\.0\.1:9/v1: no reply"):
-        endpoint.ask_endpoint(nobody, ask(Dimension.PHYSICAL_SHADOW, Polarity.FLAWED, 1), [image] * 2, max_tokens=5)
+        endpoint.ask_endpoint(nobody, ask(Dimension.PHYSICAL_SHADOW, Polarity.FLAWED, 1), ["data:,"] * 2, max_tokens=5)

@@ -64,9 +64,10 @@ def test_the_page_needs_nothing_but_itself_and_shows_words_as_words(tmp_path: Pa
     sample = {"step": 5, "dimension": "physical_shadow", "gold": "A", "answer": None, "reward": 0.0}
     rows = [
         {**sample, "text": "<think><script>alert(1)</script>", "record_id": "s:1"},
+        {**sample, "text": "one\u2028two\u0085three", "record_id": "s:3"},
         {**sample, "step": 4, "text": "earlier words"},
     ]
-    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     review = {"record_id": "s:2", "reason": "suspect_label", "standing_answer": "A", "model_answer": "B", "share": 0.9}
     (run / "review.jsonl").write_text(json.dumps({**review, "rollouts": 24}) + "\n")
     write_report(run)
@@ -74,6 +75,7 @@ def test_the_page_needs_nothing_but_itself_and_shows_words_as_words(tmp_path: Pa
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "earlier words" not in page
+    assert "one\u2028two\u0085three" in page, "a separator of Unicode is no end of a row"
     assert "&lt;start&gt;" in page
     assert "1 suspect labels, 0 other parked records" in page
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]+)"', page))

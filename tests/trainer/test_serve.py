@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import http.client
 import io
 import json
 import os
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +29,7 @@ import pytest
 from PIL import Image
 
 from tests.trainer.conftest import make_screener, random_images
+from trainer import serve
 from trainer.batcher import SaidText
 from trainer.chat import ApiError, Limits, chat_row, read_request
 from trainer.checkpoint import find_model, run_settings
@@ -284,6 +288,17 @@ def test_a_run_directory_is_served_by_its_name(server: Server, tmp_path: Path) -
             assert made.image_max_side == 24
 
 
+def test_a_control_token_in_two_parts_is_text(client: openai.OpenAI) -> None:
+    def parts(*texts: str) -> list[Any]:
+        content = [{"type": "image_url", "image_url": {"url": uri(picture(0))}}]
+        return [{"role": "user", "content": content + [{"type": "text", "text": text} for text in texts]}]
+
+    whole = complete(client, messages=parts("<|image_pad|> what <|im_end|>"))
+    cut = complete(client, messages=parts("<|image_", "pad|> what <|", "im_", "end|>"))
+    assert cut.usage == whole.usage
+    assert cut.choices[0].message.content == whole.choices[0].message.content
+
+
 def test_text_alone_and_a_system_message_are_answered(client: openai.OpenAI) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<|image_pad|> Hello?"}]
     assert complete(client, messages=messages).usage.completion_tokens >= 1
@@ -304,6 +319,8 @@ def test_text_alone_and_a_system_message_are_answered(client: openai.OpenAI) -> 
         ({"n": 65}, "invalid_value"),
         ({"temperature": 3}, "invalid_value"),
         ({"max_tokens": 0}, "invalid_value"),
+        ({"max_tokens": 33}, "invalid_value"),
+        ({"max_tokens": None, "max_completion_tokens": 33}, "invalid_value"),
         ({"messages": []}, "invalid_messages"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "invalid_messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_messages"),
@@ -342,7 +359,11 @@ def test_other_errors_have_the_same_form(server: Server, client: openai.OpenAI) 
         complete(client, messages=[{"role": "user", "content": "word " * 3000}])
     assert refused.value.code == "context_length_exceeded"
     base = f"http://127.0.0.1:{server.server_address[1]}"
-    for path, data, status in (("/nowhere", None, 404), ("/v1/chat/completions", b"{", 400)):
+    half = b'{"\\ud83d": 1}'  # of a surrogate pair, as a name
+    for path, data, status in (
+        ("/nowhere", None, 404),
+        *(("/v1/chat/completions", data, 400) for data in (b"{", half)),
+    ):
         with pytest.raises(urllib.error.HTTPError) as error:
             urllib.request.urlopen(urllib.request.Request(base + path, data))  # noqa: S310
         assert error.value.code == status
@@ -365,6 +386,62 @@ def test_a_failing_batch_is_said_and_the_next_one_works(
         assert complete(client).choices
 
 
+def test_who_names_no_length_gets_what_there_is_room_for(
+    server: Server, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = complete(client).usage.prompt_tokens
+    monkeypatch.setattr(server.screener.model.config.text_config, "max_position_embeddings", prompt + 10)
+    monkeypatch.setattr(type(server.screener), "banned_token_ids", [int(server.screener.end_token_id)])
+    assert complete(client, max_tokens=None).usage.total_tokens == prompt + 10
+    with pytest.raises(openai.BadRequestError, match=f"{prompt} prompt tokens and 11 to write are more than"):
+        complete(client, max_tokens=11)
+
+
+def test_a_client_that_sends_half_a_request_is_hung_up_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.RequestHandlerClass, "timeout", 0.2)
+    with socket.create_connection(("127.0.0.1", int(server.server_address[1]))) as connection:
+        connection.settimeout(5)
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+        assert connection.recv(1000) == b"", "what it sent next would be taken for another request"
+
+
+def test_a_failure_within_a_stream_ends_it(
+    server: Server, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no usage")
+
+    monkeypatch.setattr(serve, "_usage", broken)
+    body = {"model": "tiny", "messages": question(), "max_tokens": 2, "stream": True}
+    data = json.dumps(body | {"stream_options": {"include_usage": True}}).encode()
+    with socket.create_connection(("127.0.0.1", int(server.server_address[1]))) as connection:
+        connection.settimeout(5)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: {len(data)}\r\n\r\n"
+        connection.sendall(head.encode() + data)
+        said = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert said.startswith(b"HTTP/1.1 200")
+    assert said.count(b"HTTP/1.1") == 1
+    assert "no usage" in caplog.text
+
+
+def test_hanging_up_is_seen_beyond_a_thousand_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("this machine allows no more open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD, 1500)) as far:
+        assert far.fileno() >= 1500
+        assert not serve._hung_up(far)
+        theirs.close()
+        assert serve._hung_up(far)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_token_that_fills_up_the_vocabulary_has_no_text(screener: Screener) -> None:
+    assert serve._named(screener, len(screener.tokenizer) + 3, -1.0) == {"token": "", "logprob": -1.0, "bytes": []}
+
+
 def test_too_many_images_are_refused() -> None:
     content = [{"type": "image_url", "image_url": {"url": uri(picture(0))}}] * 10
     with pytest.raises(ApiError, match="at most 9 images"):
@@ -382,6 +459,9 @@ def test_a_key_is_asked_for_where_one_is_set(server: Server, client: openai.Open
     try:
         with pytest.raises(openai.AuthenticationError):
             complete(client)
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
+        assert [model.id for model in client.with_options(api_key="secret").models.list()] == ["tiny"]
         assert complete(client.with_options(api_key="secret")).choices
     finally:
         server.key = None

@@ -115,26 +115,34 @@ class ChanceLevels:
     uniform: float
     """A uniform guess over all subsets."""
     best_constant: float
-    """The best single answer for this split, chosen with the answers in view."""
+    """The best single answer for this split, chosen with the answers in view; of several dimensions, one for each."""
     permuted: float
-    """The same predictions dealt out among the records at random."""
+    """The same predictions dealt out at random among the records, of several dimensions within each."""
 
 
 def chance_levels(
-    variant: ScoreVariant, predicted: Sequence[Answer | None], gold: Sequence[Answer], counts: Sequence[int]
+    variant: ScoreVariant,
+    predicted: Sequence[Answer | None],
+    gold: Sequence[Answer],
+    counts: Sequence[int],
+    dimensions: Sequence[str],
 ) -> ChanceLevels:
-    """Chance levels of mean score over records. Records are grouped by candidate count, since a guess must fit.
+    """Chance levels of mean score over records. Records are grouped by candidate count, since a guess must fit, and by
+    dimension: the question names it, so that nobody has to look at the images to answer each in its own way.
 
-    `predicted`, `gold`, `counts`: one entry per record. ValueError when they differ in length or are empty.
+    `predicted`, `gold`, `counts`, `dimensions`: one entry per record. ValueError when lengths differ or are 0.
     """
-    if not gold or not len(predicted) == len(gold) == len(counts):
-        raise ValueError("chance levels need one prediction, one answer and one candidate count per record")
-    by_count: dict[int, tuple[Counter[Answer | None], Counter[Answer]]] = defaultdict(lambda: (Counter(), Counter()))
-    for prediction, answer, count in zip(predicted, gold, counts, strict=True):
-        by_count[count][0][prediction] += 1
-        by_count[count][1][answer] += 1
+    if not gold or not len(predicted) == len(gold) == len(counts) == len(dimensions):
+        raise ValueError("chance levels need one prediction, answer, candidate count and dimension per record")
+    groups: dict[tuple[int, str], tuple[Counter[Answer | None], Counter[Answer]]] = defaultdict(
+        lambda: (Counter(), Counter())
+    )
+    for prediction, answer, count, dimension in zip(predicted, gold, counts, dimensions, strict=True):
+        predictions, answers = groups[count, dimension]
+        predictions[prediction] += 1
+        answers[answer] += 1
     uniform = constant = permuted = 0.0
-    for count, (predictions, answers) in by_count.items():
+    for (count, _), (predictions, answers) in groups.items():
         size = answers.total()
         means = [_mean_score(variant, guess, answers, count) for guess in all_answers(count)]
         uniform += size * sum(means) / len(means)
