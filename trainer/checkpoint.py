@@ -17,6 +17,7 @@ import platform
 import random
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -67,6 +68,8 @@ class RunDirectory:
         self._config, self._ranks = config, ranks
         self._keep = config.keep_checkpoints
         self._trackers: list[Writes] = []
+        self._rows: Counter[str] = Counter()
+        """How many rows each of the STEP_LOGS has."""
         if not ranks.main:
             return
         if (self.path / "config.json").exists() and not config.resume:
@@ -91,7 +94,7 @@ class RunDirectory:
                 raise ConfigRefused(f"{name}: {self.path} began with {_as_set(told[name])}, expected the same")
 
     def begin(self, config: TrainingConfig, command: str, export_version: str, state: TrainerState) -> None:
-        """Write what the run is; on a resume, drop metrics of steps after the checkpoint, which will come again.
+        """Write what the run is; on a resume, drop what was logged after the checkpoint, which will come again.
 
         ConfigRefused as `refuse_another_run`; what is refused leaves no trace that would keep others out.
         """
@@ -105,9 +108,10 @@ class RunDirectory:
         about = {**environment(config.seed, export_version), "sittings": [*sittings, sitting]}
         _write_json(self.path / "config.json", settings)
         _write_json(self.path / "environment.json", about)
-        kept_to = state.step if self.latest_checkpoint() else -1
+        checkpoint = self.latest_checkpoint()
+        kept = _read_json(checkpoint / STATE).get("rows", {}) if checkpoint else {}
         for name in STEP_LOGS:
-            _cut_log(self.path / name, kept_to)
+            self._rows[name] = _cut_log(self.path / name, kept.get(name, 0))
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and the same to whoever else is told (`tracking`)."""
@@ -120,9 +124,10 @@ class RunDirectory:
         """Rows of one of the STEP_LOGS, each with its step."""
         if not self._ranks.main:
             return
-        lines = "".join(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
+        lines = [json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows]
         with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(lines)
+            file.write("".join(lines))
+        self._rows[name] += len(lines)
 
     def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """A whole file of rows as they are by now, whole or not at all."""
@@ -162,7 +167,8 @@ class RunDirectory:
                 save_screener(screener, partial / MODEL, weights=weights)
             save_file(_named_tensors(told_optimizer) | _torch_rng(), partial / OPTIMIZER)
             told = {"step": state.step, "seconds": state.seconds, "extra": state.extra, "random": random.getstate()}
-            _write_json(partial / STATE, {**told, "optimizer_groups": told_optimizer["param_groups"]})
+            told |= {"rows": dict(self._rows), "optimizer_groups": told_optimizer["param_groups"]}
+            _write_json(partial / STATE, told)
         complete = sorted(path for path in target.parent.glob("step-*") if not path.name.endswith(".partial"))
         for old in complete[: -self._keep]:
             shutil.rmtree(old)
@@ -319,20 +325,15 @@ def _torch_rng() -> dict[str, torch.Tensor]:
     return {**states, "torch_rng.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Drop rows of later steps, which will come again, and a last row that a kill cut short."""
+def _cut_log(path: Path, rows: int) -> int:
+    """Keep the first so many rows; how many there are then. What comes after them will come again."""
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            continue
+        return 0
+    kept = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1][:rows]
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     partial.replace(path)
+    return len(kept)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -173,7 +173,9 @@ def test_a_row_that_a_kill_cut_short_goes_with_the_rows_after_the_checkpoint(tmp
     for step_done in (1, 2, 3):
         directory.log(step_done, {"loss": 1.0})
         directory.log_rows("samples.jsonl", step_done, [{"text": SEPARATED}])
-    directory.save_checkpoint(screener, make_optimizer(screener, config), TrainerState(step=2))
+        if step_done == 2:
+            directory.save_checkpoint(screener, make_optimizer(screener, config), TrainerState(step=2))
+    directory.log(2, {"validation": 1.0})  # of the checkpoint's own step, and after it
     with (config.run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
     again = RunDirectory(config)

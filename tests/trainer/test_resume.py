@@ -89,6 +89,18 @@ def test_sft(make_export: MakeExport, tmp_path: Path) -> None:
     assert_same_end(tmp_path / "whole", tmp_path / "broken", "metrics.jsonl", "samples.jsonl")
 
 
+def test_a_run_that_was_over_but_for_its_last_words_says_them_once(export: Path, start: Path, tmp_path: Path) -> None:
+    given = [
+        f"export_dir={export}", f"model_dir={start}", f"run_dir={tmp_path / 'run'}", "steps=2", "checkpoint_every=1",
+        "prompts_per_step=2", "max_completion_length=8", "dimensions=physical_shadow", "start_gate=off", "resume=true",
+    ]  # fmt: skip
+    done("grpo", *given)
+    logs = ("metrics.jsonl", "samples.jsonl", "hard_cases.jsonl")
+    before = [rows(tmp_path / "run", name) for name in logs]
+    done("grpo", *given)
+    assert [rows(tmp_path / "run", name) for name in logs] == before
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_grpo_killed_again_and_again(export: Path, start: Path, tmp_path: Path) -> None:
