@@ -137,18 +137,17 @@ def test_it_grows_by_one_per_round_of_good_answers(make_endpoint: MakeEndpoint) 
 def test_a_retry_after_is_waited_for_in_seconds_or_as_a_date(
     as_date: bool, fake: FakeEndpoint, make_endpoint: MakeEndpoint, work: Work
 ) -> None:
-    until = format_datetime(datetime.now(UTC) + timedelta(seconds=4), usegmt=True)
-    fake.control(
-        script=["overloaded"] * 4, retry_after=until if as_date else "2", delay=0.3
-    )  # all four are out by then
     project, _ = project_with_tasks(8)
     run = start(project, make_endpoint(concurrency=4))
+    until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=6)  # such a date has no fractions
+    after = format_datetime(until, usegmt=True) if as_date else "2"
+    fake.control(script=["overloaded"] * 4, retry_after=after, delay=0.3)  # all four are out by then
     work()
     run.refresh_from_db()
     assert run.state == Run.State.DONE
     called_at = fake.seen()["called_at"]
     assert len(called_at) == 4 + 8  # the first four at once were turned away, and nobody else until the time came
-    assert called_at[4] - called_at[3] > 1.5
+    assert called_at[4] >= (until.timestamp() if as_date else called_at[3] + 1.5)
 
 
 @pytest.mark.slow
