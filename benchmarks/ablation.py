@@ -1,7 +1,8 @@
 """The ablation on drawn scenes: settings are chosen on seeds 0 to 4, and the table is published once from 5 to 9.
 
 ``python -m benchmarks.ablation choose`` and ``python -m benchmarks.ablation publish`` draw what is missing under
-var/ablation, every seed scenes of its own (hard cases rare, a part of the reasonings bad), and run
+var/ablation, every seed scenes of its own (faint defects rare and mostly overlooked in
+reasonings), and run
 ``python -m trainer ablate`` on them; both go on where they were stopped. What follows ``--set`` goes to that command.
 Not here: the arms and the figures (trainer/ablate.py), how scenes are drawn (ablation_scenes.py).
 """
@@ -31,7 +32,8 @@ def main() -> int:
     parser.add_argument("--train", type=int, default=100, help="samples to learn from; four records each (default 100)")
     parser.add_argument("--test", type=int, default=150, help="held-out samples (default 150)")
     parser.add_argument("--hardness", type=float, default=0.1, help="share of faint defects (default 0.1)")
-    parser.add_argument("--imperfect", type=float, default=0.3, help="share of bad reasonings (default 0.3)")
+    parser.add_argument("--overlooked", type=float, default=0.8, help="share of faint defects overlooked in reasonings")
+    parser.add_argument("--imperfect", type=float, default=0.1, help="share of otherwise bad reasonings (default 0.1)")
     parser.add_argument("--home", type=Path, help="where runs and scenes are kept (default var/ablation/PURPOSE)")
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides")
     given = parser.parse_args()
@@ -53,6 +55,7 @@ def main() -> int:
             test=given.test,
             hardness=given.hardness,
             imperfect=given.imperfect,
+            overlooked=given.overlooked,
         )
         if code:
             return code
