@@ -481,7 +481,8 @@ def train_step(run: Run) -> dict[str, Any]:
     draws = run.hard_cases.draw_batch(config.prompts_per_step)
     records = [run.train_records[draw.record_id] for draw in draws]
     writing = f"writing completions in step {run.state.step + 1}"
-    with naming_what_to_lower(writing, f"{_fewer(config)}, or set compute_once=nothing", run.directory):
+    fewer = _fewer(config) if config.once == "nothing" else f"{_fewer(config)}, or set compute_once=nothing"
+    with naming_what_to_lower(writing, fewer, run.directory):
         seen = see_records(run, records)
         groups = write_groups(run, seen, records, _seed(run, "step", run.state.step))
     grades = [
