@@ -95,6 +95,7 @@ class BranchDecoder:
         """Per branch, the words fed so far."""
         self._starts = list(start_positions)
         self._rotary = torch.zeros(0)
+        self._desk: _Desk | None = None
         self._lay_out(list(rows))
 
     def feed(self, words: Sequence[Sequence[int]]) -> Tensor:
@@ -118,23 +119,27 @@ class BranchDecoder:
         else:
             into_BL = self._places(longest).to(self._device)
         bias = None if even and longest == 1 else self._own_bias(longest, seen)
+        if self._desk is None or self._desk.length != longest:
+            self._desk = _Desk(self, longest)
+        desk = self._desk
         # Of all layers at once: what is the same for each costs a call once.
         near_keys, near_values = (near[:, kind].flatten(1, 3) for kind in (0, 1))
         parts = zip(self._layers, self._heads.flat, near_keys.mT.unbind(), near_values.unbind(), strict=True)
         for number, (layer, head, keys, values) in enumerate(parts):
-            every_MAD = layer.project(hidden_MH, cos_M1D, sin_M1D)
-            grid = self._grid(every_MAD.view(-1, longest, *every_MAD.shape[1:]))
+            layer.project(hidden_MH, cos_M1D, sin_M1D, desk.every_MAD)
+            if not self._dense:
+                desk.grid[self._rows_B, self._slots_B] = desk.every_BLAD
             if even:
-                new[number].copy_(
-                    grid[..., self._query_heads :, :]
-                    .view(-1, self._wide, longest, 2, self._key_heads, self._size)
-                    .permute(3, 0, 4, 1, 2, 5)
-                )
+                new[number].copy_(desk.new)
             else:
-                kept = every_MAD[:, self._query_heads :].reshape(len(words), longest, 2, -1, self._size)
+                kept = desk.every_BLAD[:, :, self._query_heads :].view(len(words), longest, 2, -1, self._size)
                 own[number][:, self._rows_B[:, None], :, self._slots_B[:, None], into_BL] = kept
-            mixed_MH = self._attend(head, keys, values, grid[..., : self._query_heads, :], bias)
-            hidden_MH = layer.finish(hidden_MH, mixed_MH)
+            self._attend(head, keys, values, desk, bias)
+            if self._dense:
+                desk.mixed_MH.view(desk.mixed.shape).copy_(desk.mixed)
+            else:
+                desk.mixed_MH.view(len(words), *desk.mixed.shape[2:]).copy_(desk.mixed[self._rows_B, self._slots_B])
+            hidden_MH = layer.finish(hidden_MH, desk.mixed_MH)
         self._filled = [filled + length for filled, length in zip(self._filled, lengths, strict=True)]
         if longest > 1:
             hidden_MH = hidden_MH[[place * longest + length - 1 for place, length in enumerate(lengths)]]
@@ -187,6 +192,7 @@ class BranchDecoder:
         self._rows_B = torch.tensor(rows, device=self._device)
         self._slots_B = torch.tensor(slots, device=self._device)
         self._dense = len(rows) == len(used) * self._wide
+        self._desk = None
 
     def _in_places(self, kept: Tensor) -> Tensor:
         """`_of_branches` as `_own`; zeros where no branch stands: never NaN, whose product is not 0."""
@@ -207,34 +213,25 @@ class BranchDecoder:
         head: tuple[Tensor, Tensor],
         near_keys: Tensor,
         near_values: Tensor,
-        queries: Tensor,
+        desk: _Desk,
         bias: Tensor | None,
-    ) -> Tensor:
-        """One softmax over the head's keys and the branch's own, for (N, W, L, Q, D) queries: (M, Q·D)."""
-        _, wide, length, _, size = queries.shape
-        kinds = self._key_heads
-        repeated = self._query_heads // kinds
+    ) -> None:
+        """One softmax over the head's keys and the branch's own, from the desk's queries to what they mix."""
         head_keys, head_values = head
         longest, seen = head_keys.shape[-1], near_keys.shape[-1]
-        # All queries of one head and key head stand together, place by place: (N·K, W·R·L, D).
-        grid = queries.view(-1, wide, length, kinds, repeated, size).permute(0, 3, 1, 4, 2, 5)
-        query = grid.reshape(-1, wide * repeated * length, size)
+        desk.query.copy_(desk.queries)
         if self._heads.bias is None:
-            far = torch.bmm(query, head_keys)
+            far = torch.bmm(desk.far_query, head_keys)
         else:
-            far = torch.baddbmm(self._heads.bias, query, head_keys)
-        near = torch.bmm(query.view(len(near_keys), -1, size), near_keys)
+            far = torch.baddbmm(self._heads.bias, desk.far_query, head_keys)
+        near = torch.bmm(desk.near_query, near_keys)
         if bias is not None:
-            near.view(-1, kinds, wide, repeated, length, seen).add_(bias)
+            near.view(*desk.query.shape[:-1], seen).add_(bias)
         scores = torch.cat([far, near.view(*far.shape[:2], seen)], -1)
         weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
         of_head, of_own = weights.split_with_sizes([longest, seen], -1)
-        mixed = torch.bmm(of_head, head_values)
-        mixed.view(len(near_values), -1, size).baddbmm_(of_own.view(len(near_values), -1, seen), near_values)
-        grid = mixed.view(-1, kinds, wide, repeated, length, size).permute(0, 2, 4, 1, 3, 5)
-        if not self._dense:
-            grid = grid[self._rows_B, self._slots_B]
-        return grid.reshape(-1, self._query_heads * size)
+        torch.bmm(of_head, head_values, out=desk.far_mixed)
+        desk.near_mixed.baddbmm_(of_own.view(*near.shape), near_values)
 
     def _places(self, length: int) -> Tensor:
         """(B, L) where so many next words stand among their branch's."""
@@ -275,6 +272,38 @@ class BranchDecoder:
         return self._own
 
 
+class _Desk:
+    """Where words lie while they go through a layer, and every view of that: made once for all layers and words."""
+
+    def __init__(self, decoder: BranchDecoder, length: int) -> None:
+        rows, wide = len(decoder._heads.lengths_N), decoder._wide
+        queries, kinds, size = decoder._query_heads, decoder._key_heads, decoder._size
+        repeated, branches = queries // kinds, len(decoder._rows)
+
+        def empty(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=decoder._dtype, device=decoder._device)
+
+        self.length = length
+        self.every_MAD = empty(branches * length, queries + 2 * kinds, size)
+        self.every_BLAD = self.every_MAD.view(branches, length, -1, size)
+        shape = rows, wide, length, queries + 2 * kinds, size
+        self.grid = self.every_MAD.view(shape) if decoder._dense else empty(*shape)
+        """(N, W, L, A, D)"""
+        of_heads = self.grid[..., :queries, :].view(rows, wide, length, kinds, repeated, size)
+        self.queries = of_heads.permute(0, 3, 1, 4, 2, 5)
+        self.new = self.grid[..., queries:, :].view(rows, wide, length, 2, kinds, size).permute(3, 0, 4, 1, 2, 5)
+        """(2, N, K, W, L, D) keys and values."""
+        # All queries of one head and key head stand together, place by place, and so does what they mix.
+        self.query = empty(rows, kinds, wide, repeated, length, size)
+        self.far_query = self.query.view(rows * kinds, -1, size)
+        self.near_query = self.query.view(rows * kinds * wide, -1, size)
+        self.far_mixed = torch.zeros_like(self.far_query)
+        self.near_mixed = self.far_mixed.view(self.near_query.shape)
+        self.mixed = self.far_mixed.view(self.query.shape).permute(0, 2, 4, 1, 3, 5)
+        """(N, W, L, K, R, D)"""
+        self.mixed_MH = empty(branches * length, queries * size)
+
+
 class _Layer:
     """One decoder layer's arithmetic around its attention, by its own modules or by joined copies of their weights."""
 
@@ -302,16 +331,15 @@ class _Layer:
         self._o, self._down = _Linear(attention.o_proj), _Linear(mlp.down_proj)
         self._activation = mlp.act_fn.forward
 
-    def project(self, hidden_MH: Tensor, cos_M1D: Tensor, sin_M1D: Tensor) -> Tensor:
-        """(M, A, D): scaled queries and keys, turned to their positions, and values."""
-        every_MAD = self._qkv(self._before(hidden_MH)).view(len(hidden_MH), -1, self._size)
+    def project(self, hidden_MH: Tensor, cos_M1D: Tensor, sin_M1D: Tensor, every_MAD: Tensor) -> None:
+        """Write scaled queries and keys, turned to their positions, and values."""
+        self._qkv(self._before(hidden_MH), out=every_MAD.view(len(hidden_MH), -1))
         both = normed = every_MAD[:, : self._turned]
         if self._norm:
             normed = self._norm(both)
         torch.addcmul(normed * cos_M1D, normed.roll(self._size // 2, -1), sin_M1D, out=both)
         if not self._norm:
             both[:, : self._queries].mul_(self._scale)
-        return every_MAD
 
     def finish(self, hidden_MH: Tensor, mixed_MH: Tensor) -> Tensor:
         """The layer's output from what its attention mixed; takes what it is given for its own."""
@@ -368,21 +396,24 @@ class _Linear:
 
 def _normed_products(
     norm: Any, linears: Sequence[Any], dtype: torch.dtype, join: bool
-) -> tuple[_Norm, Callable[[Tensor], Tensor]]:
-    """A norm, and the linear modules that read what it normed as one map to all their outputs side by side."""
+) -> tuple[_Norm, Callable[..., Tensor]]:
+    """A norm, and the linear modules that read what it normed as one map to all their outputs side by side.
+
+    The map writes to `out` where it is given one.
+    """
     before = _Norm(norm)
     if not join or not all(_plain(linear) for linear in linears):
         apart = [_Linear(linear) for linear in linears]
-        return before, lambda rows: torch.cat([linear(rows) for linear in apart], -1).to(dtype)
+        return before, lambda rows, out=None: torch.cat([linear(rows) for linear in apart], -1, out=out)
     weight = torch.cat([linear.weight for linear in linears]).to(dtype)
     if dtype == torch.float32:
         # The norm's weight rides on the copy. In 16 bits it would be rounded once more.
         weight *= before.give_weight()
     turned = weight.t()
     if linears[0].bias is None:
-        return before, lambda rows: torch.mm(rows.to(dtype), turned)
+        return before, lambda rows, out=None: torch.mm(rows.to(dtype), turned, out=out)
     bias = torch.cat([linear.bias for linear in linears]).to(dtype)
-    return before, lambda rows: torch.addmm(bias, rows.to(dtype), turned)
+    return before, lambda rows, out=None: torch.addmm(bias, rows.to(dtype), turned, out=out)
 
 
 def _stacked(ours: Tensor, theirs: Tensor, longest: int) -> Tensor:
