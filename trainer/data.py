@@ -143,6 +143,8 @@ class PromptBatch:
 
     def select(self, places: Sequence[int]) -> PromptBatch:
         """Some of the prompts with their images, padded to the longest of them."""
+        if list(places) == list(range(len(self.lengths))):
+            return self
         rows = torch.tensor(list(places), device=self.lengths.device)
         longest = int(self.lengths[rows].max())
         counts = list(self.images_per_prompt)

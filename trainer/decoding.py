@@ -8,7 +8,8 @@ Not here: choosing words (sampling.py), which branches there are (rollout.py), g
 
 Shapes: N heads, P keys of a head, B branches, W places of a head side by side (as many as its widest has branches; a
 place without a branch computes something that nobody reads), L words fed at once, S keys of a branch so far, Q query
-heads of a layer, K key heads, R = Q / K, D head size, H hidden width, M = B·L words fed.
+heads of a layer, K key heads, R = Q / K, A = Q + 2K heads of queries, keys and values, D head size, H hidden width,
+M = B·L words fed.
 """
 
 from __future__ import annotations
@@ -88,12 +89,13 @@ class BranchDecoder:
         join = sum(weight.numel() for weight in stack.parameters()) <= _JOINED
         shape = (self._query_heads, self._key_heads, self._size)
         self._layers = [_Layer(layer, *shape, join=join, dtype=self._dtype) for layer in stack.layers]
-        self._own: list[tuple[Tensor, Tensor]] = []
-        """Per layer, (N, K, W, room, D) keys and values of the branches' own words."""
-        self._filled = torch.zeros(len(rows), dtype=torch.long)
-        """(B,) on the CPU: words fed so far."""
-        self._starts = torch.tensor(list(start_positions))
-        self._rotary = torch.zeros(0), torch.zeros(0)
+        self._own: Tensor | None = None
+        """(layers, 2, N, K, W, room, D) keys and values of the branches' own words."""
+        self._filled = [0] * len(rows)
+        """Per branch, the words fed so far."""
+        self._starts = list(start_positions)
+        self._rotary = torch.zeros(0)
+        self._desk: _Desk | None = None
         self._lay_out(list(rows))
 
     def feed(self, words: Sequence[Sequence[int]]) -> Tensor:
@@ -101,35 +103,53 @@ class BranchDecoder:
 
         Lists of different lengths are padded on the right: padding is overwritten by what comes next.
         """
-        lengths = torch.tensor([len(some) for some in words])
-        longest = int(lengths.max())
-        ragged = not bool((lengths == longest).all())
-        words_BL = torch.tensor([[*some, *[0] * (longest - len(some))] for some in words] if ragged else words)
-        places_BL = self._filled[:, None] + torch.arange(longest)
-        even = bool((self._filled == self._filled[0]).all())
-        seen = int(places_BL.max()) + 1
-        self._make_room(seen)
-        # Even branches write one slice; uneven ones, each into its own place.
-        into = slice(seen - longest, seen) if even else places_BL.to(self._device)
-        cos, sin = self._tables(self._starts[:, None] + places_BL)
-        bias = None if even and longest == 1 else self._own_bias(places_BL, seen)
+        lengths = [len(some) for some in words]
+        longest = max(lengths)
+        even = len(set(self._filled)) == 1
+        seen = max(self._filled) + longest
+        own = self._with_room(seen)
+        near = own[..., :seen, :]
         # Every word a row: products of two dimensions take fewer calls than of three.
-        hidden_MH = self._embed(words_BL.to(self._device)).flatten(0, 1)
-        for layer, own, head in zip(self._layers, self._own, self._heads.flat, strict=True):
-            query, key, value = layer.project(hidden_MH, cos, sin)
-            self._write(own, key, value, into)
-            mixed_BLH = self._attend(head, own, query, seen, bias)
-            hidden_MH = layer.finish(hidden_MH, mixed_BLH.flatten(0, 1))
-        self._filled = self._filled + lengths
+        words_M = torch.tensor([word for some in words for word in (*some, *[0] * (longest - len(some)))])
+        cos_M1D, sin_M1D = self._tables(longest)
+        hidden_MH = self._embed(words_M.to(self._device))
+        if even:
+            # Even branches write one slice; uneven ones, each word into its own place.
+            new = near[..., seen - longest :, :].unbind()
+        else:
+            into_BL = self._places(longest).to(self._device)
+        bias = None if even and longest == 1 else self._own_bias(longest, seen)
+        if self._desk is None or self._desk.length != longest:
+            self._desk = _Desk(self, longest)
+        desk = self._desk
+        # Of all layers at once: what is the same for each costs a call once.
+        near_keys, near_values = (near[:, kind].flatten(1, 3) for kind in (0, 1))
+        parts = zip(self._layers, self._heads.flat, near_keys.mT.unbind(), near_values.unbind(), strict=True)
+        for number, (layer, head, keys, values) in enumerate(parts):
+            layer.project(hidden_MH, cos_M1D, sin_M1D, desk.every_MAD)
+            if not self._dense:
+                desk.grid[self._rows_B, self._slots_B] = desk.every_BLAD
+            if even:
+                new[number].copy_(desk.new)
+            else:
+                kept = desk.every_BLAD[:, :, self._query_heads :].view(len(words), longest, 2, -1, self._size)
+                own[number][:, self._rows_B[:, None], :, self._slots_B[:, None], into_BL] = kept
+            self._attend(head, keys, values, desk, bias)
+            if self._dense:
+                desk.mixed_MH.view(desk.mixed.shape).copy_(desk.mixed)
+            else:
+                desk.mixed_MH.view(len(words), *desk.mixed.shape[2:]).copy_(desk.mixed[self._rows_B, self._slots_B])
+            hidden_MH = layer.finish(hidden_MH, desk.mixed_MH)
+        self._filled = [filled + length for filled, length in zip(self._filled, lengths, strict=True)]
         if longest > 1:
-            hidden_MH = hidden_MH[torch.arange(len(words)) * longest + lengths - 1]
+            hidden_MH = hidden_MH[[place * longest + length - 1 for place, length in enumerate(lengths)]]
         return self._norm(hidden_MH)
 
     def keep(self, branches: Sequence[int]) -> None:
         """Go on with some of the branches only; heads without any leave once they are a quarter."""
-        chosen = torch.tensor(branches)
-        own = self._of_branches(chosen)
-        self._filled, self._starts = self._filled[chosen], self._starts[chosen]
+        own = self._of_branches(branches)
+        self._filled = [self._filled[branch] for branch in branches]
+        self._starts = [self._starts[branch] for branch in branches]
         kept = [self._rows[branch] for branch in branches]
         needed = sorted(set(kept))
         if len(needed) <= 0.75 * len(self._heads.lengths_N):
@@ -137,41 +157,28 @@ class BranchDecoder:
             place_of = {row: place for place, row in enumerate(needed)}
             kept = [place_of[row] for row in kept]
         self._lay_out(kept)
-        self._own = [(self._in_places(keys), self._in_places(values)) for keys, values in own]
+        self._own = None if own is None else self._in_places(own)
 
     def take_in(self, other: BranchDecoder) -> None:
         """Go on with another batch's heads and branches behind ours."""
-        ours, theirs = (part._of_branches(torch.arange(len(part._rows))) for part in (self, other))
-        if not (ours and theirs):
-            # A side that was fed nothing yet has no keys of its own.
-            room = (ours or theirs)[0][0].shape[2] if ours or theirs else 0
-            ours, theirs = (
-                own or [part._no_keys(len(part._rows), room) for _ in self._layers]
-                for own, part in ((ours, self), (theirs, other))
-            )
+        sides = [(part._of_branches(range(len(part._rows))), len(part._rows)) for part in (self, other)]
         behind = len(self._heads.lengths_N)
         self._heads.take_in(other._heads)
-        self._filled = torch.cat([self._filled, other._filled])
-        self._starts = torch.cat([self._starts, other._starts])
+        self._filled += other._filled
+        self._starts += other._starts
         self._lay_out([*self._rows, *(behind + row for row in other._rows)])
-        room = max(ours[0][0].shape[2], theirs[0][0].shape[2])
-        self._own = [
-            (self._in_places(_stacked(a[0], b[0], room)), self._in_places(_stacked(a[1], b[1], room)))
-            for a, b in zip(ours, theirs, strict=True)
-            if room
-        ]
+        some = [own for own, _ in sides if own is not None]
+        if some:
+            # A side that was fed nothing yet has no keys of its own.
+            both = [some[0][:1, ..., :0, :].expand(count, *[-1] * 5) if own is None else own for own, count in sides]
+            self._own = self._in_places(_stacked(both[0], both[1], max(own.shape[-2] for own in some)))
 
-    def _of_branches(self, chosen: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Per layer, (B, K, room, D) keys and values of some branches."""
-        chosen = chosen.to(self._device)
-        rows, slots = self._rows_B[chosen], self._slots_B[chosen]
-        return [(keys[rows, :, slots], values[rows, :, slots]) for keys, values in self._own]
-
-    def _no_keys(self, branches: int, room: int) -> tuple[Tensor, Tensor]:
-        shape = (branches, self._key_heads, room, self._size)
-        return torch.zeros(shape, dtype=self._dtype, device=self._device), torch.zeros(
-            shape, dtype=self._dtype, device=self._device
-        )
+    def _of_branches(self, chosen: Sequence[int]) -> Tensor | None:
+        """(B, layers, 2, K, room, D) keys and values of some branches."""
+        if self._own is None:
+            return None
+        places = torch.tensor(list(chosen), device=self._device)
+        return self._own[:, :, self._rows_B[places], :, self._slots_B[places]]
 
     def _lay_out(self, rows: list[int]) -> None:
         """Where each branch stands in a grid of heads × places side by side."""
@@ -185,13 +192,13 @@ class BranchDecoder:
         self._rows_B = torch.tensor(rows, device=self._device)
         self._slots_B = torch.tensor(slots, device=self._device)
         self._dense = len(rows) == len(used) * self._wide
+        self._desk = None
 
-    def _in_places(self, kept_BKSD: Tensor) -> Tensor:
-        """(B, K, room, D) as (N, K, W, room, D); zeros where no branch stands: never NaN, whose product is not 0."""
-        _, kinds, room, size = kept_BKSD.shape
-        placed = kept_BKSD.new_zeros(len(self._heads.lengths_N), self._wide, kinds, room, size)
-        placed[self._rows_B, self._slots_B] = kept_BKSD
-        return placed.transpose(1, 2).contiguous()
+    def _in_places(self, kept: Tensor) -> Tensor:
+        """`_of_branches` as `_own`; zeros where no branch stands: never NaN, whose product is not 0."""
+        placed = kept.new_zeros(len(self._heads.lengths_N), self._wide, *kept.shape[1:])
+        placed[self._rows_B, self._slots_B] = kept
+        return placed.permute(2, 3, 0, 4, 1, 5, 6).contiguous()
 
     def _grid(self, part: Tensor) -> Tensor:
         """(B, …) as (N, W, …)."""
@@ -201,82 +208,100 @@ class BranchDecoder:
         grid[self._rows_B, self._slots_B] = part
         return grid
 
-    def _write(self, own: tuple[Tensor, Tensor], key_BLKD: Tensor, value_BLKD: Tensor, into: slice | Tensor) -> None:
-        for kept, new in zip(own, (key_BLKD, value_BLKD), strict=True):
-            if isinstance(into, slice):
-                kept[:, :, :, into] = self._grid(new).permute(0, 3, 1, 2, 4)
-            else:
-                kept[self._rows_B[:, None], :, self._slots_B[:, None], into] = new.to(kept.dtype)
-
     def _attend(
         self,
         head: tuple[Tensor, Tensor],
-        own: tuple[Tensor, Tensor],
-        query_BLQD: Tensor,
-        seen: int,
+        near_keys: Tensor,
+        near_values: Tensor,
+        desk: _Desk,
         bias: Tensor | None,
-    ) -> Tensor:
-        """One softmax over the head's keys and the branch's own: (B, L, Q·D)."""
-        branches, length, queries, size = query_BLQD.shape
-        kinds, wide = self._key_heads, self._wide
-        repeated = queries // kinds
+    ) -> None:
+        """One softmax over the head's keys and the branch's own, from the desk's queries to what they mix."""
         head_keys, head_values = head
-        longest = head_keys.shape[2]
-        # All queries of one head and key head stand together, place by place: (N·K, W·R·L, D).
-        grid = self._grid(query_BLQD).view(-1, wide, length, kinds, repeated, size)
-        query = grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, wide * repeated * length, size)
+        longest, seen = head_keys.shape[-1], near_keys.shape[-1]
+        desk.query.copy_(desk.queries)
         if self._heads.bias is None:
-            far = torch.bmm(query, head_keys)
+            far = torch.bmm(desk.far_query, head_keys)
         else:
-            far = torch.baddbmm(self._heads.bias, query, head_keys)
-        near_keys = own[0][:, :, :, :seen].flatten(0, 2)
-        near = torch.bmm(query.view(len(near_keys), -1, size), near_keys.mT)
+            far = torch.baddbmm(self._heads.bias, desk.far_query, head_keys)
+        near = torch.bmm(desk.near_query, near_keys)
         if bias is not None:
-            near = near.view(-1, kinds, wide, repeated, length, seen).add_(bias)
+            near.view(*desk.query.shape[:-1], seen).add_(bias)
         scores = torch.cat([far, near.view(*far.shape[:2], seen)], -1)
         weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
-        mixed = torch.bmm(weights[..., :longest], head_values)
-        near_weights = weights[..., longest:].view(len(near_keys), -1, seen)
-        mixed += torch.bmm(near_weights, own[1][:, :, :, :seen].flatten(0, 2)).view(mixed.shape)
-        grid = mixed.view(-1, kinds, wide, repeated, length, size).permute(0, 2, 4, 1, 3, 5)
-        if self._dense:
-            return grid.reshape(branches, length, queries * size)
-        return grid[self._rows_B, self._slots_B].reshape(branches, length, queries * size)
+        of_head, of_own = weights.split_with_sizes([longest, seen], -1)
+        torch.bmm(of_head, head_values, out=desk.far_mixed)
+        desk.near_mixed.baddbmm_(of_own.view(*near.shape), near_values)
 
-    def _own_bias(self, places_BL: Tensor, seen: int) -> Tensor:
+    def _places(self, length: int) -> Tensor:
+        """(B, L) where so many next words stand among their branch's."""
+        return torch.tensor(self._filled)[:, None] + torch.arange(length)
+
+    def _own_bias(self, length: int, seen: int) -> Tensor:
         """What each new word must not see of its branch's keys: (N, 1, W, 1, L, S) to add."""
-        hidden_BLS = torch.arange(seen) > places_BL[:, :, None]
+        hidden_BLS = torch.arange(seen) > self._places(length)[:, :, None]
         bias_BLS = torch.zeros(hidden_BLS.shape, dtype=self._dtype)
         bias_BLS.masked_fill_(hidden_BLS, torch.finfo(self._dtype).min)
         return self._grid(bias_BLS.to(self._device))[:, None, :, None]
 
-    def _tables(self, positions_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and signed sine (B, L, 1, D) at positions; computed for many words ahead."""
-        last = int(positions_BL.max())
-        if last >= len(self._rotary[0]):
+    def _tables(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosine and signed sine (M, 1, D) at the positions of the next words; computed for many words ahead."""
+        firsts = [start + filled for start, filled in zip(self._starts, self._filled, strict=True)]
+        last = max(firsts) + length
+        if last > len(self._rotary):
             every = torch.arange(last + 256, device=self._device)
             # Words have one position on all three axes of a multimodal rope: any of its tables serves.
             multimodal = "mrope_section" in (self._stack.config.rope_parameters or {})
             sample = torch.zeros((), dtype=self._dtype, device=self._device)
             cos, sin = self._stack.rotary_emb(sample, every.expand(3, 1, -1) if multimodal else every[None])
             signed = torch.cat([-sin[..., : self._size // 2], sin[..., self._size // 2 :]], -1)
-            self._rotary = cos.reshape(-1, 1, self._size), signed.reshape(-1, 1, self._size)
-        where = positions_BL.to(self._device)
-        return self._rotary[0][where], self._rotary[1][where]
+            self._rotary = torch.stack([cos.reshape(-1, 1, self._size), signed.reshape(-1, 1, self._size)], 1)
+        where_M = torch.tensor([first + place for first in firsts for place in range(length)], device=self._device)
+        cos_M1D, sin_M1D = self._rotary[where_M].unbind(1)
+        return cos_M1D, sin_M1D
 
-    def _make_room(self, needed: int) -> None:
-        room = self._own[0][0].shape[3] if self._own else 0
-        if needed <= room:
-            return
-        grown_room = max(64, needed + needed // 2)
-        if not room:
-            shape = (len(self._heads.lengths_N), self._key_heads, self._wide, grown_room, self._size)
-            for _ in self._layers:
-                empty = [torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(2)]
-                self._own.append((empty[0], empty[1]))
-            return
-        more = (0, 0, 0, grown_room - room)
-        self._own = [(F.pad(keys, more), F.pad(values, more)) for keys, values in self._own]
+    def _with_room(self, needed: int) -> Tensor:
+        """The branches' own keys and values, with room for so many of each."""
+        room = 0 if self._own is None else self._own.shape[-2]
+        if self._own is None:
+            shape = (len(self._layers), 2, len(self._heads.lengths_N), self._key_heads, self._wide)
+            grown_room = max(64, needed + needed // 2)
+            self._own = torch.zeros(*shape, grown_room, self._size, dtype=self._dtype, device=self._device)
+        elif needed > room:
+            self._own = F.pad(self._own, (0, 0, 0, max(64, needed + needed // 2) - room))
+        return self._own
+
+
+class _Desk:
+    """Where words lie while they go through a layer, and every view of that: made once for all layers and words."""
+
+    def __init__(self, decoder: BranchDecoder, length: int) -> None:
+        rows, wide = len(decoder._heads.lengths_N), decoder._wide
+        queries, kinds, size = decoder._query_heads, decoder._key_heads, decoder._size
+        repeated, branches = queries // kinds, len(decoder._rows)
+
+        def empty(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=decoder._dtype, device=decoder._device)
+
+        self.length = length
+        self.every_MAD = empty(branches * length, queries + 2 * kinds, size)
+        self.every_BLAD = self.every_MAD.view(branches, length, -1, size)
+        shape = rows, wide, length, queries + 2 * kinds, size
+        self.grid = self.every_MAD.view(shape) if decoder._dense else empty(*shape)
+        """(N, W, L, A, D)"""
+        of_heads = self.grid[..., :queries, :].view(rows, wide, length, kinds, repeated, size)
+        self.queries = of_heads.permute(0, 3, 1, 4, 2, 5)
+        self.new = self.grid[..., queries:, :].view(rows, wide, length, 2, kinds, size).permute(3, 0, 4, 1, 2, 5)
+        """(2, N, K, W, L, D) keys and values."""
+        # All queries of one head and key head stand together, place by place, and so does what they mix.
+        self.query = empty(rows, kinds, wide, repeated, length, size)
+        self.far_query = self.query.view(rows * kinds, -1, size)
+        self.near_query = self.query.view(rows * kinds * wide, -1, size)
+        self.far_mixed = torch.zeros_like(self.far_query)
+        self.near_mixed = self.far_mixed.view(self.near_query.shape)
+        self.mixed = self.far_mixed.view(self.query.shape).permute(0, 2, 4, 1, 3, 5)
+        """(N, W, L, K, R, D)"""
+        self.mixed_MH = empty(branches * length, queries * size)
 
 
 class _Layer:
@@ -286,9 +311,8 @@ class _Layer:
         self, layer: Any, query_heads: int, key_heads: int, size: int, *, join: bool, dtype: torch.dtype
     ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self._heads = query_heads, key_heads
+        self._queries, self._turned = query_heads, query_heads + key_heads
         self._size = size
-        self._before, self._after = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
         self._scale: float = attention.scaling
         self._norm: _Norm | None = None
         if getattr(attention, "q_norm", None) is not None:
@@ -300,41 +324,28 @@ class _Layer:
                 ]
             )
             self._norm = _Norm(attention.q_norm, weights)
-        self._q, self._k, self._v, self._o = (
-            _linear(module) for module in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        )
-        self._mlp, self._activation, self._down = mlp, mlp.act_fn, _linear(mlp.down_proj)
         ins = attention.q_proj, attention.k_proj, attention.v_proj
         ups = mlp.gate_proj, mlp.up_proj
-        self._qkv = _joined(ins, dtype) if join else None
-        self._gate_up = _joined(ups, dtype) if join else None
+        self._before, self._qkv = _normed_products(layer.input_layernorm, ins, dtype, join)
+        self._after, self._gate_up = _normed_products(layer.post_attention_layernorm, ups, dtype, join)
+        self._o, self._down = _Linear(attention.o_proj), _Linear(mlp.down_proj)
+        self._activation = mlp.act_fn.forward
 
-    def project(self, hidden_MH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled queries (B, L, Q, D), keys and values (B, L, K, D), turned to their positions."""
-        queries, keys = self._heads
-        hidden_MH = self._before(hidden_MH)
-        shape = (*cos.shape[:2], -1, self._size)
-        if self._qkv:
-            every = self._qkv(hidden_MH).view(shape)
-            both, value = every[:, :, : queries + keys], every[:, :, queries + keys :]
-        else:
-            both = torch.cat([self._q(hidden_MH).view(shape), self._k(hidden_MH).view(shape)], 2)
-            value = self._v(hidden_MH).view(shape)
+    def project(self, hidden_MH: Tensor, cos_M1D: Tensor, sin_M1D: Tensor, every_MAD: Tensor) -> None:
+        """Write scaled queries and keys, turned to their positions, and values."""
+        self._qkv(self._before(hidden_MH), out=every_MAD.view(len(hidden_MH), -1))
+        both = normed = every_MAD[:, : self._turned]
         if self._norm:
-            both = self._norm(both)
-        turned = torch.addcmul(both * cos, both.roll(self._size // 2, -1), sin).to(cos.dtype)
-        query = turned[:, :, :queries]
-        return query if self._norm else query * self._scale, turned[:, :, queries:], value.to(cos.dtype)
+            normed = self._norm(both)
+        torch.addcmul(normed * cos_M1D, normed.roll(self._size // 2, -1), sin_M1D, out=both)
+        if not self._norm:
+            both[:, : self._queries].mul_(self._scale)
 
     def finish(self, hidden_MH: Tensor, mixed_MH: Tensor) -> Tensor:
-        """The layer's output from what its attention mixed."""
-        hidden_MH = hidden_MH + self._o(mixed_MH)
-        normed_MH = self._after(hidden_MH)
-        if self._gate_up:
-            gate, up = self._gate_up(normed_MH).chunk(2, -1)
-            return hidden_MH + self._down(self._activation(gate) * up)
-        out: Tensor = hidden_MH + self._mlp(normed_MH)
-        return out
+        """The layer's output from what its attention mixed; takes what it is given for its own."""
+        hidden_MH = self._o.added_to(hidden_MH, mixed_MH)
+        gate, up = self._gate_up(self._after(hidden_MH)).chunk(2, -1)
+        return self._down.added_to(hidden_MH, self._activation(gate).mul_(up))
 
 
 class _Norm:
@@ -343,46 +354,72 @@ class _Norm:
     def __init__(self, norm: Any, weight: Tensor | None = None) -> None:
         weight = (norm.weight if weight is None else weight).detach()
         width = weight.shape[-1]
-        self._weight = weight.float() * width**0.5
+        self._weight: Tensor | None = weight.float() * width**0.5
         self._floor = torch.tensor((norm.variance_epsilon * width) ** 0.5, device=weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         wide = x.float()
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        out: Tensor = (wide / torch.hypot(length, self._floor) * self._weight).to(x.dtype)
-        return out
+        out = wide / torch.hypot(torch.linalg.vector_norm(wide, dim=-1, keepdim=True), self._floor)
+        if self._weight is not None:
+            out.mul_(self._weight)
+        return out.to(x.dtype)
+
+    def give_weight(self) -> Tensor:
+        """What it multiplies with, which the caller does from now on."""
+        given, self._weight = self._weight, None
+        if given is None:
+            raise ValueError("the weight was given before")
+        return given
+
+
+class _Linear:
+    """A linear module without the cost of calling a module; anything else (an adapter) as it is."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        plain = _plain(module)
+        self._turned: Tensor | None = module.weight.t() if plain else None
+        self._bias: Tensor | None = module.bias if plain else None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        if self._turned is None:
+            found: Tensor = self._module(rows)
+            return found
+        return torch.mm(rows, self._turned) if self._bias is None else torch.addmm(self._bias, rows, self._turned)
+
+    def added_to(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """The sum of both: in one call and in place, where all are of one type."""
+        if self._turned is None or self._bias is not None or not hidden.dtype == rows.dtype == self._turned.dtype:
+            return hidden + self(rows)
+        return hidden.addmm_(rows, self._turned)
+
+
+def _normed_products(
+    norm: Any, linears: Sequence[Any], dtype: torch.dtype, join: bool
+) -> tuple[_Norm, Callable[..., Tensor]]:
+    """A norm, and the linear modules that read what it normed as one map to all their outputs side by side.
+
+    The map writes to `out` where it is given one.
+    """
+    before = _Norm(norm)
+    if not join or not all(_plain(linear) for linear in linears):
+        apart = [_Linear(linear) for linear in linears]
+        return before, lambda rows, out=None: torch.cat([linear(rows) for linear in apart], -1, out=out)
+    weight = torch.cat([linear.weight for linear in linears]).to(dtype)
+    if dtype == torch.float32:
+        # The norm's weight rides on the copy. In 16 bits it would be rounded once more.
+        weight *= before.give_weight()
+    turned = weight.t()
+    if linears[0].bias is None:
+        return before, lambda rows, out=None: torch.mm(rows.to(dtype), turned, out=out)
+    bias = torch.cat([linear.bias for linear in linears]).to(dtype)
+    return before, lambda rows, out=None: torch.addmm(bias, rows.to(dtype), turned, out=out)
 
 
 def _stacked(ours: Tensor, theirs: Tensor, longest: int) -> Tensor:
-    """Two (…, …, keys, D) behind each other along the first dimension, filled up to so many keys with zeros."""
-    return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[2])) for part in (ours, theirs)])
+    """Two (…, keys, D) behind each other along the first dimension, filled up to so many keys with zeros."""
+    return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[-2])) for part in (ours, theirs)])
 
 
 def _plain(module: Any) -> bool:
     return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
-
-
-def _linear(module: Any) -> Callable[[Tensor], Tensor]:
-    """A linear module without the cost of calling a module; anything else (an adapter) as it is."""
-    if not _plain(module):
-        called: Callable[[Tensor], Tensor] = module
-        return called
-    return _product(module.weight, module.bias)
-
-
-def _joined(linears: Sequence[Any], dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
-    """Linear modules with one input as one product; None where one of them is something else."""
-    if not all(_plain(linear) for linear in linears):
-        return None
-    weight = torch.cat([linear.weight for linear in linears]).to(dtype)
-    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears]).to(dtype)
-    product = _product(weight, bias)
-    return lambda hidden: product(hidden.to(dtype))
-
-
-def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """A linear map of rows in one call."""
-    turned = weight.t()
-    if bias is None:
-        return lambda rows: torch.mm(rows, turned)
-    return lambda rows: torch.addmm(bias, rows, turned)

@@ -23,9 +23,9 @@ from trainer.contract.exports import write_export
 from trainer.contract.prompts import PROMPT_VERSIONS, PromptKind
 from trainer.contract.records import ImageFile, Record
 from trainer.contract.scores import all_answers
-from trainer.data import completion_ids, encode_prompts, make_example, read_split
+from trainer.data import PromptBatch, completion_ids, encode_prompts, make_example, read_split
 from trainer.images import ImageStore
-from trainer.model import Screener, new_screener, save_screener
+from trainer.model import Architecture, Screener, new_screener, save_screener
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 SIDE = 16
@@ -121,6 +121,16 @@ def make_screener(directory: Path, architecture: str = "qwen3_vl", seed: int = 0
             if parameter.std() == 0 or parameter.numel() == 1:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return screener
+
+
+def stock_inputs(screener: Screener, batch: PromptBatch) -> dict[str, torch.Tensor]:
+    """`model_inputs` of a model as transformers loads it: a Qwen tower of its own is given all frames of an image."""
+    inputs = batch.model_inputs()
+    if screener.architecture is not Architecture.INTERNVL:
+        frames = screener.image_processor.temporal_patch_size
+        rows = inputs["pixel_values"]
+        inputs["pixel_values"] = rows.view(len(rows), 3, 1, -1).expand(-1, -1, frames, -1).reshape(len(rows), -1)
+    return inputs
 
 
 @pytest.fixture(params=["qwen3_vl", "qwen2_5_vl", "internvl"])

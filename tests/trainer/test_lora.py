@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from tests.trainer.conftest import MakeExport, make_screener, model_directory, random_images, teach_the_form
+from tests.trainer.conftest import (
+    MakeExport,
+    make_screener,
+    model_directory,
+    random_images,
+    stock_inputs,
+    teach_the_form,
+)
 from trainer import grpo, sft
 from trainer.config import ConfigRefused, LoraConfig, load_config
 from trainer.contract import prompts
@@ -41,7 +48,10 @@ def logits(screener: Screener, model: Any = None) -> torch.Tensor:
     ask = prompts.ask(SHADOW, Polarity.ACCEPTABLE, 4)
     batch = encode_prompts(screener, [ask], [random_images(5)])
     with torch.no_grad():
-        found: torch.Tensor = (model or screener.model)(**batch.model_inputs()).logits
+        if model is None:
+            found: torch.Tensor = screener.model(**batch.model_inputs()).logits
+        else:
+            found = model(**stock_inputs(screener, batch)).logits
     return found
 
 

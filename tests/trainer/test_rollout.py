@@ -15,7 +15,7 @@ from trainer.contract.prompts import Prompt
 from trainer.data import encode_prompts
 from trainer.images import ImageTensor
 from trainer.model import Architecture, Screener
-from trainer.rollout import Decoding, Sampling, Wanted, Written, generate, write_completions
+from trainer.rollout import Decoding, Sampling, Wanted, Written, generate, threads_to_write, write_completions
 from trainer.shared_prefix import Branch, PrefixGroups, completion_logprobs
 
 GREEDY = Sampling(max_new_tokens=12)
@@ -234,3 +234,16 @@ def test_likelihoods_are_those_of_temperature_1(screener: Screener) -> None:
         values = [logprob for _, logprob in likelihood.alternatives]
         assert len(values) == 3
         assert values == sorted(values, reverse=True)
+
+
+def test_a_small_model_writes_in_one_thread_unless_heads_are_long(screener: Screener) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threads_to_write(screener, 300):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        with threads_to_write(screener, 300_000):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from tests.trainer.conftest import MakeExport, make_screener, model_directory, random_images
+from tests.trainer.conftest import MakeExport, make_screener, model_directory, random_images, stock_inputs
 from trainer import sft
 from trainer.config import ConfigRefused
 from trainer.contract import prompts
@@ -66,7 +66,10 @@ def test_the_model_loads_in_plain_transformers_with_the_same_logits(any_screener
     assert torch.equal(ours.input_ids, again.input_ids)
     with torch.no_grad():
         torch.testing.assert_close(
-            plain(**ours.model_inputs()).logits, any_screener.model(**ours.model_inputs()).logits, atol=1e-5, rtol=1e-5
+            plain(**stock_inputs(any_screener, ours)).logits,
+            any_screener.model(**ours.model_inputs()).logits,
+            atol=1e-5,
+            rtol=1e-5,
         )
 
 
