@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("purpose", choices=SEEDS)
     parser.add_argument("--seeds", type=int, default=5, help="the first so many of the purpose's five (default 5)")
     parser.add_argument("--train", type=int, default=80, help="samples to learn from; four records each at most (80)")
-    parser.add_argument("--test", type=int, default=150, help="held-out samples (default 150)")
+    parser.add_argument("--test", type=int, default=240, help="held-out samples (default 240)")
     parser.add_argument("--hardness", type=float, default=0.12, help="share of faint defects to learn from (0.12)")
     parser.add_argument("--test-hardness", type=float, default=0.5, help="… among the held-out ones (default 0.5)")
     parser.add_argument("--unseen", action="store_true", help="keep records with defects that the model cannot see")
