@@ -11,7 +11,9 @@ What follows ``--set`` goes to ablate. Not here: the arms and the figures (train
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +29,8 @@ FIRST_SCENES = {"choose": 1000, "publish": 2000}
 BASE_SCENES, BASE_SAMPLES = 900, 240
 BASE_LESSON = ("steps=80", "learning_rate=4e-4", "seed=0", "resume=true", "report=false")
 """What the base learns from, the same for every seed and both purposes."""
+SCENES = ("train", "test", "hardness", "test_hardness", "imperfect", "overlooked", "unseen")
+"""The arguments that decide what is drawn."""
 PUBLISHED = ("ablation.md", "ablation.json", "ablation.png")
 
 
@@ -44,6 +48,16 @@ def make_base(home: Path) -> int:
     command = [sys.executable, "-m", "trainer", "sft", "--config", str(ROOT / "benchmarks" / "ablation_sft.toml")]
     paths = [f"export_dir={scenes}", f"run_dir={home / 'base'}", f"model_dir={ROOT / 'fixtures' / 'local_screener'}"]
     return subprocess.run([*command, "--set", *paths, *BASE_LESSON], cwd=ROOT, check=False).returncode
+
+
+def _differs(home: Path, made: dict[str, Any]) -> str:
+    """Which settings differ from those that `home` was made with; noted there the first time."""
+    noted = home / "made.json"
+    if not noted.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        noted.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    before = json.loads(noted.read_text(encoding="utf-8"))
+    return ", ".join(name for name, value in json.loads(json.dumps(made)).items() if before.get(name) != value)
 
 
 def _draw(scenes: Path, **how: Any) -> int:
@@ -73,19 +87,14 @@ def main() -> int:
         return 1
     home = given.home or ROOT / "var" / "ablation" / given.purpose
     seeds = list(SEEDS[given.purpose])[: given.seeds]
+    scenes = {name: getattr(given, name) for name in SCENES}
+    if told := _differs(home, {**scenes, "base": [BASE_SCENES, BASE_SAMPLES, *BASE_LESSON]}):
+        print(f"ablation: {home} was made with other settings ({told}): name another --home", file=sys.stderr)
+        return 1
+    counts = {Split.TRAIN: scenes.pop("train"), Split.VALIDATION: 16, Split.TEST: scenes.pop("test")}
     for seed in seeds:
-        counts = {Split.TRAIN: given.train, Split.VALIDATION: 16, Split.TEST: given.test}
-        code = _draw(
-            home / f"scenes-{seed}",
-            seed=FIRST_SCENES[given.purpose] + seed,
-            counts=counts,
-            hardness=given.hardness,
-            test_hardness=given.test_hardness,
-            imperfect=given.imperfect,
-            overlooked=given.overlooked,
-            unseen=given.unseen,
-        )
-        if code:
+        first = FIRST_SCENES[given.purpose] + seed
+        if code := _draw(home / f"scenes-{seed}", seed=first, counts=counts, **scenes):
             return code
     if code := make_base(home):
         return code
@@ -100,12 +109,20 @@ def main() -> int:
     command = [sys.executable, "-m", "trainer", "ablate", "--set", *settings, *given.overrides]
     # Seeds have nothing in common: each job does some of them, and the last call finds all done and only compares.
     some = [f"seeds={seeds[job :: given.jobs]}" for job in range(min(given.jobs, len(seeds)))] if given.jobs > 1 else []
-    jobs = [subprocess.Popen([*command, "publish_dir=none", mine], cwd=ROOT) for mine in some]
-    codes = [job.wait() for job in jobs]
+    jobs: list[subprocess.Popen[bytes]] = []
+    try:
+        jobs += [subprocess.Popen([*command, "publish_dir=none", mine], cwd=ROOT) for mine in some]
+        codes = [job.wait() for job in jobs]
+    finally:
+        # Who is stopped takes its jobs along: started again, two of them would write one seed's runs.
+        for job in jobs:
+            job.terminate()
+            job.wait()
     if any(codes):
         return 1
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -310,6 +310,8 @@ class Bench:
         # Positions are looked up; the mergers see merged patches.
         mergers = _size(tower.merger) + _size(tower.deepstack_merger_list)
         looked = (_size(tower) - _size(tower.pos_embed) - mergers) + mergers / self.screener.merge_size**2
+        # Of a patch one frame is read (fast_vision.py).
+        looked -= tower.patch_embed.proj.weight.numel() * (1 - 1 / vision.temporal_patch_size)
         looking = 4 * vision.depth * vision.hidden_size * per_image
         return 3 * float(products + attention + (2 * looked + looking) * patches)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ablation import _differs
 from benchmarks.ablation_scenes import UNSEEN, Failing, draw_scenes
 from fixtures.defects import APPEARANCE, FAINT
 from trainer.contract.answers import format_answer
@@ -66,3 +67,9 @@ def test_what_is_held_out_has_its_own_share_of_faint_defects_and_nothing_unseen(
     # Only what nobody could learn is missing: the other dimensions are whole.
     assert sum(record.dimension != APPEARANCE for record in records) == 24 * 3
     assert 0 < sum(record.dimension == APPEARANCE for record in records) < 24
+
+
+def test_a_home_is_gone_on_with_under_the_settings_it_was_made_with(tmp_path: Path) -> None:
+    assert _differs(tmp_path / "home", {"train": 80, "hardness": 0.12}) == ""
+    assert _differs(tmp_path / "home", {"train": 80, "hardness": 0.12}) == ""
+    assert _differs(tmp_path / "home", {"train": 80, "hardness": 0.2, "unseen": True}) == "hardness, unseen"

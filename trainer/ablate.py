@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shlex
 import shutil
@@ -182,12 +183,15 @@ def check(config: AblateConfig) -> None:
         for arm in GRPO_ARMS:
             grpo_settings(config, seed, arm)
     begun = config.run_dir / SETTINGS
-    if begun.exists():
-        before = json.loads(begun.read_text(encoding="utf-8"))
-        if differing := sorted(name for name in given if before.get(name) != given[name] and name != "run_dir"):
-            raise Refused(f"run_dir: {config.run_dir} was begun with other settings ({', '.join(differing)})")
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    begun.write_text(json.dumps(given, indent=1) + "\n", encoding="utf-8")
+    # Several may begin at the same time, each with seeds of its own: whoever looks finds nothing or the whole file.
+    partial = begun.with_name(f"{SETTINGS}.{os.getpid()}")
+    if not begun.exists():
+        partial.write_text(json.dumps(given, indent=1) + "\n", encoding="utf-8")
+        partial.replace(begun)
+    before = json.loads(begun.read_text(encoding="utf-8"))
+    if differing := sorted(name for name in given if before.get(name) != given[name] and name != "run_dir"):
+        raise Refused(f"run_dir: {config.run_dir} was begun with other settings ({', '.join(differing)})")
 
 
 def units(config: AblateConfig, seed: int) -> list[tuple[str, Callable[[], bool]]]:
@@ -356,7 +360,7 @@ def compare(config: AblateConfig) -> dict[str, Any]:
         )
     return {
         "seeds": list(config.seeds),
-        "records_per_seed": len(found[SFT.name][0]),
+        "records_per_seed": [len(run) for run in found[SFT.name]],
         "hard": {"rule": rule, "records": sum(map(len, hard))} if rule else None,
         "export_versions": [open_export(config.export_of(seed)).version_id for seed in config.seeds],
         "arms": arms,
@@ -365,7 +369,8 @@ def compare(config: AblateConfig) -> dict[str, Any]:
         "command": config.command or _command(config),
         "time": _time(config),
         "environment": environment(0, ""),
-        "settings": json.loads((config.run_dir / SETTINGS).read_text(encoding="utf-8")),
+        # Paths from where it was run: whoever reads the table has no use for the rest.
+        "settings": json.loads((config.run_dir / SETTINGS).read_text(encoding="utf-8").replace(f"{Path.cwd()}/", "")),
     }
 
 
@@ -495,8 +500,9 @@ def table(result: dict[str, Any]) -> str:
     seeds = ", ".join(map(str, result["seeds"]))
     told_parts = [name for name in (*DIMENSIONS, EASY, HARD) if name in result["arms"]["sft"]["exact"]]
     hard = result["hard"]
+    held_out = " + ".join(map(str, result["records_per_seed"]))
     lines = [
-        f"Seeds {seeds}; {result['records_per_seed']} held-out records each. Exact match and DPA are means over seeds; "
+        f"Seeds {seeds}; {held_out} held-out records. Exact match and DPA are means over seeds; "
         "in brackets 95 % intervals that resample seeds and, within each, samples."
         + (f" Of all records {hard['records']} are hard ({hard['rule']})." if hard else ""),
         "",

@@ -56,7 +56,7 @@ class RunConfig:
     dimensions: tuple[Dimension, ...] = DIMENSIONS
     """The dimensions to read records of."""
     threads: int = 0
-    """Computing threads of torch; 0 leaves its choice."""
+    """Computing threads of torch; 0 leaves its choice. A small model on a CPU writes with two at most (rollout.py)."""
     image_max_side: int | None = None
     """Longest image side in pixels; None leaves it to the model's image processor. InternVL has one fixed size."""
     image_cache_mb: int = 1024

@@ -377,19 +377,17 @@ class _Linear:
 
     def __init__(self, module: Any) -> None:
         self._module = module
-        plain = _plain(module)
-        self._turned: Tensor | None = module.weight.t() if plain else None
-        self._bias: Tensor | None = module.bias if plain else None
+        self._plain = _plain(module)
+        self._turned: Tensor | None = module.weight.t() if self._plain and module.bias is None else None
 
     def __call__(self, rows: Tensor) -> Tensor:
-        if self._turned is None:
-            found: Tensor = self._module(rows)
-            return found
-        return torch.mm(rows, self._turned) if self._bias is None else torch.addmm(self._bias, rows, self._turned)
+        # The parameter itself, not a view of it: autocast casts a parameter once and keeps it.
+        found: Tensor = F.linear(rows, self._module.weight, self._module.bias) if self._plain else self._module(rows)
+        return found
 
     def added_to(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """The sum of both: in one call and in place, where all are of one type."""
-        if self._turned is None or self._bias is not None or not hidden.dtype == rows.dtype == self._turned.dtype:
+        if self._turned is None or not hidden.dtype == rows.dtype == self._turned.dtype:
             return hidden + self(rows)
         return hidden.addmm_(rows, self._turned)
 

@@ -83,6 +83,8 @@ _SMALL = 20_000_000
 _MANY_KEYS = 50_000
 """Numbers of the heads' keys, in one layer, from which it does: every word reads them all. Measured with eight branches
 behind one head: two threads take 1.1 ms a word for 1.2 at 23,000 numbers and 1.8 for 2.8 at 95,000. Ours."""
+_MOST_THREADS = 2
+"""What a small model writes with at most: more were not measured, and threads that wait for each other cost much."""
 
 
 def choose_threads(screener: Screener, threads: int) -> None:
@@ -99,15 +101,16 @@ def choose_threads(screener: Screener, threads: int) -> None:
 
 @contextlib.contextmanager
 def threads_to_write(screener: Screener, head_tokens: int) -> Iterator[None]:
-    """Inside, a small model on a CPU decodes behind heads of so many tokens in all in one thread, where these are few.
+    """Inside, a small model on a CPU decodes in one thread, and in two behind heads of many tokens in all.
 
     Learning has all threads again.
     """
     before = torch.get_num_threads()
-    if before == 1 or not _is_small(screener) or head_tokens * _key_width(screener) >= _MANY_KEYS:
+    wanted = min(before, _MOST_THREADS if head_tokens * _key_width(screener) >= _MANY_KEYS else 1)
+    if wanted == before or not _is_small(screener):
         yield
         return
-    torch.set_num_threads(1)
+    torch.set_num_threads(wanted)
     try:
         yield
     finally:

@@ -85,7 +85,7 @@ def test_it_runs_every_arm_once_and_at_equal_rollouts(
     # 12 records in a pass of 2 completions each: two steps less of 4 x 4.
     assert rollouts == {"base": 0, "sft": 0, "grpo": 64, "dpa": 64, "hcm": 56}
     assert {name: arm["steps"] for name, arm in result["arms"].items()}["hcm"] == 2
-    assert result["records_per_seed"] == 4
+    assert result["records_per_seed"] == [4, 4]
     assert result["hard"] == {"rule": "a faint defect", "records": 4}
     for row in result["differences"]:
         later, earlier = (result["arms"][row[side]]["exact"]["overall"]["value"] for side in ("later", "earlier"))

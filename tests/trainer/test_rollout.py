@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.trainer.conftest import random_images
+from trainer import decoding
 from trainer.contract import prompts
 from trainer.contract.dimensions import DIMENSIONS, Polarity
 from trainer.contract.prompts import Prompt
@@ -64,7 +65,10 @@ def encourage_ending(screener: Screener) -> None:
         weight[screener.end_token_id] = hidden / hidden.square().sum() * (math.log(len(weight)) - 1.4)
 
 
-def test_greedy_equals_the_naive_decode(any_screener: Screener) -> None:
+@pytest.mark.parametrize("joined", [True, False])
+def test_greedy_equals_the_naive_decode(any_screener: Screener, monkeypatch: pytest.MonkeyPatch, joined: bool) -> None:
+    if not joined:  # as in every model that is not small
+        monkeypatch.setattr(decoding, "_JOINED", 0)
     asked, images = two_samples()
     endless = [naive(any_screener, prompt, own, 12) for prompt, own in zip(asked, images, strict=True)]
     # A word that one completion says along its way shall end it: branches then finish at different times.
@@ -76,6 +80,23 @@ def test_greedy_equals_the_naive_decode(any_screener: Screener) -> None:
     repeated = generate(any_screener, asked, images, GREEDY, num_generations=3)
     assert [[list(one.token_ids) for one in group] for group in repeated] == [[ids] * 3 for ids in expected]
     assert [one.finished for (one,) in shared] == [ids[-1] == any_screener.end_token_id for ids in expected]
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_sixteen_bits_under_autocast_stay_near_single_precision(
+    screener: Screener, monkeypatch: pytest.MonkeyPatch, joined: bool
+) -> None:
+    asked, images = two_samples()
+    exact = generate(screener, asked, images, DRAWN, num_generations=2)
+    if not joined:
+        monkeypatch.setattr(decoding, "_JOINED", 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = generate(screener, asked, images, DRAWN, num_generations=2)
+    pairs = [pair for two in zip(exact, rough, strict=True) for pair in zip(*two, strict=True)]
+    # The first words come from the same draws; eight bits of mantissa move their log-probabilities a little.
+    gaps = [abs(one.logprobs[0] - other.logprobs[0]) for one, other in pairs if one.token_ids[0] == other.token_ids[0]]
+    assert len(gaps) > len(pairs) / 2
+    assert 0 < max(gaps) < 0.1
 
 
 def test_logprobs_equal_those_of_the_training_forward(any_screener: Screener) -> None:
@@ -238,12 +259,13 @@ def test_likelihoods_are_those_of_temperature_1(screener: Screener) -> None:
 
 def test_a_small_model_writes_in_one_thread_unless_heads_are_long(screener: Screener) -> None:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(3)
     try:
         with threads_to_write(screener, 300):
             assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 3
         with threads_to_write(screener, 300_000):
             assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
