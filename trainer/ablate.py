@@ -184,9 +184,9 @@ def check(config: AblateConfig) -> None:
             grpo_settings(config, seed, arm)
     begun = config.run_dir / SETTINGS
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    # Several may begin at the same time, each with seeds of its own: whoever looks finds nothing or the whole file.
-    partial = begun.with_name(f"{SETTINGS}.{os.getpid()}")
     if not begun.exists():
+        # Several may begin at the same time, each with seeds of its own: whoever looks finds nothing or the whole file.
+        partial = begun.with_name(f"{SETTINGS}.{os.getpid()}")
         partial.write_text(json.dumps(given, indent=1) + "\n", encoding="utf-8")
         partial.replace(begun)
     before = json.loads(begun.read_text(encoding="utf-8"))
