@@ -25,6 +25,8 @@ from trainer.model import Screener
 
 _JOINED = 100_000_000
 """Parameters of a text stack up to which projections are joined for a rollout: a copy of the weights, fewer calls."""
+_AHEAD = 64
+"""Words for which rotary tables are looked up in one call."""
 
 
 class HeadKeys:
@@ -95,6 +97,8 @@ class BranchDecoder:
         """Per branch, the words fed so far."""
         self._starts = list(start_positions)
         self._rotary = torch.zeros(0)
+        self._turns: list[tuple[Tensor, Tensor]] = []
+        """Tables of single words to come, the next one last."""
         self._desk: _Desk | None = None
         self._lay_out(list(rows))
 
@@ -126,7 +130,7 @@ class BranchDecoder:
         near_keys, near_values = (near[:, kind].flatten(1, 3) for kind in (0, 1))
         parts = zip(self._layers, self._heads.flat, near_keys.mT.unbind(), near_values.unbind(), strict=True)
         for number, (layer, head, keys, values) in enumerate(parts):
-            layer.project(hidden_MH, cos_M1D, sin_M1D, desk.every_MAD)
+            layer.project(hidden_MH, cos_M1D, sin_M1D, desk)
             if not self._dense:
                 desk.grid[self._rows_B, self._slots_B] = desk.every_BLAD
             if even:
@@ -135,10 +139,7 @@ class BranchDecoder:
                 kept = desk.every_BLAD[:, :, self._query_heads :].view(len(words), longest, 2, -1, self._size)
                 own[number][:, self._rows_B[:, None], :, self._slots_B[:, None], into_BL] = kept
             self._attend(head, keys, values, desk, bias)
-            if self._dense:
-                desk.mixed_MH.view(desk.mixed.shape).copy_(desk.mixed)
-            else:
-                desk.mixed_MH.view(len(words), *desk.mixed.shape[2:]).copy_(desk.mixed[self._rows_B, self._slots_B])
+            desk.mixed_out.copy_(desk.mixed if self._dense else desk.mixed[self._rows_B, self._slots_B])
             hidden_MH = layer.finish(hidden_MH, desk.mixed_MH)
         self._filled = [filled + length for filled, length in zip(self._filled, lengths, strict=True)]
         if longest > 1:
@@ -193,6 +194,7 @@ class BranchDecoder:
         self._slots_B = torch.tensor(slots, device=self._device)
         self._dense = len(rows) == len(used) * self._wide
         self._desk = None
+        self._turns.clear()
 
     def _in_places(self, kept: Tensor) -> Tensor:
         """`_of_branches` as `_own`; zeros where no branch stands: never NaN, whose product is not 0."""
@@ -246,8 +248,10 @@ class BranchDecoder:
 
     def _tables(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine (M, 1, D) at the positions of the next words; computed for many words ahead."""
+        if length == 1 and self._turns:
+            return self._turns.pop()
         firsts = [start + filled for start, filled in zip(self._starts, self._filled, strict=True)]
-        last = max(firsts) + length
+        last = max(firsts) + max(length, _AHEAD)
         if last > len(self._rotary):
             every = torch.arange(last + 256, device=self._device)
             # Words have one position on all three axes of a multimodal rope: any of its tables serves.
@@ -256,6 +260,12 @@ class BranchDecoder:
             cos, sin = self._stack.rotary_emb(sample, every.expand(3, 1, -1) if multimodal else every[None])
             signed = torch.cat([-sin[..., : self._size // 2], sin[..., self._size // 2 :]], -1)
             self._rotary = torch.stack([cos.reshape(-1, 1, self._size), signed.reshape(-1, 1, self._size)], 1)
+        if length == 1:
+            where_SB = torch.tensor(firsts) + torch.arange(_AHEAD - 1, -1, -1)[:, None]
+            cos_SB1D, sin_SB1D = self._rotary[where_SB.to(self._device)].unbind(2)
+            self._turns = list(zip(cos_SB1D.unbind(), sin_SB1D.unbind(), strict=True))
+            return self._turns.pop()
+        self._turns.clear()
         where_M = torch.tensor([first + place for first in firsts for place in range(length)], device=self._device)
         cos_M1D, sin_M1D = self._rotary[where_M].unbind(1)
         return cos_M1D, sin_M1D
@@ -286,6 +296,9 @@ class _Desk:
         self.length = length
         self.every_MAD = empty(branches * length, queries + 2 * kinds, size)
         self.every_BLAD = self.every_MAD.view(branches, length, -1, size)
+        self.projected = self.every_MAD.view(branches * length, -1)
+        self.turned = self.every_MAD[:, : queries + kinds]
+        """Queries and keys, which are turned to their positions."""
         shape = rows, wide, length, queries + 2 * kinds, size
         self.grid = self.every_MAD.view(shape) if decoder._dense else empty(*shape)
         """(N, W, L, A, D)"""
@@ -302,6 +315,8 @@ class _Desk:
         self.mixed = self.far_mixed.view(self.query.shape).permute(0, 2, 4, 1, 3, 5)
         """(N, W, L, K, R, D)"""
         self.mixed_MH = empty(branches * length, queries * size)
+        grid = (rows, wide) if decoder._dense else (branches,)
+        self.mixed_out = self.mixed_MH.view(*grid, *self.mixed.shape[2:])
 
 
 class _Layer:
@@ -311,8 +326,7 @@ class _Layer:
         self, layer: Any, query_heads: int, key_heads: int, size: int, *, join: bool, dtype: torch.dtype
     ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self._queries, self._turned = query_heads, query_heads + key_heads
-        self._size = size
+        self._queries, self._half = query_heads, size // 2
         self._scale: float = attention.scaling
         self._norm: _Norm | None = None
         if getattr(attention, "q_norm", None) is not None:
@@ -331,15 +345,13 @@ class _Layer:
         self._o, self._down = _Linear(attention.o_proj), _Linear(mlp.down_proj)
         self._activation = mlp.act_fn.forward
 
-    def project(self, hidden_MH: Tensor, cos_M1D: Tensor, sin_M1D: Tensor, every_MAD: Tensor) -> None:
+    def project(self, hidden_MH: Tensor, cos_M1D: Tensor, sin_M1D: Tensor, desk: _Desk) -> None:
         """Write scaled queries and keys, turned to their positions, and values."""
-        self._qkv(self._before(hidden_MH), out=every_MAD.view(len(hidden_MH), -1))
-        both = normed = every_MAD[:, : self._turned]
-        if self._norm:
-            normed = self._norm(both)
-        torch.addcmul(normed * cos_M1D, normed.roll(self._size // 2, -1), sin_M1D, out=both)
+        self._qkv(self._before(hidden_MH), out=desk.projected)
+        normed = self._norm(desk.turned) if self._norm else desk.turned
+        torch.addcmul(normed * cos_M1D, normed.roll(self._half, -1), sin_M1D, out=desk.turned)
         if not self._norm:
-            both[:, : self._queries].mul_(self._scale)
+            desk.turned[:, : self._queries].mul_(self._scale)
 
     def finish(self, hidden_MH: Tensor, mixed_MH: Tensor) -> Tensor:
         """The layer's output from what its attention mixed; takes what it is given for its own."""

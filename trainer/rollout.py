@@ -240,6 +240,8 @@ class Decoding:
         """The branches whose keys are kept: those that left since the last step are among them."""
         self._decoder: BranchDecoder | None = None
         self._chooser: Chooser | None = None
+        # Looked up once: the model searches its modules for it.
+        self._head = screener.model.get_output_embeddings()
 
     @torch.inference_mode()
     def join(
@@ -326,11 +328,11 @@ class Decoding:
             head = heads.input_ids[branch.row, : int(heads.lengths[branch.row])].tolist() if penalized else []
             prompts.append([*head, *branch.want.question])
         samplings = [branch.want.sampling for branch in branches]
-        vocabulary = self.screener.model.get_output_embeddings().weight.shape[0]
+        vocabulary = self._head.weight.shape[0]
         return Chooser(samplings, prompts, self.screener.banned_token_ids, vocabulary, self.screener.device)
 
     def _logits(self, hidden_BH: Tensor) -> Tensor:
-        logits: Tensor = self.screener.model.get_output_embeddings()(hidden_BH).float()
+        logits: Tensor = self._head(hidden_BH).float()
         return logits
 
 

@@ -44,6 +44,10 @@ class Sampling:
             raise ValueError("top_k must not be negative, min_p from 0 to 1, and repetition_penalty above 0")
 
 
+_BELOW_ALL = 1 - 2**-22
+"""The largest draw: times any sum of probabilities, rounded, it stays below that sum, which no word would pass."""
+
+
 class Chooser:
     """The next words of a batch of branches. Settings and draws are kept as tensors: few calls per word."""
 
@@ -62,14 +66,15 @@ class Chooser:
         self._device = device
         # All of a completion's draws at once: a generator call per branch and word would cost more than the word.
         self._draws = [
-            torch.rand(one.max_new_tokens, generator=torch.Generator().manual_seed(one.seed))
+            torch.rand(one.max_new_tokens, generator=torch.Generator().manual_seed(one.seed)).clamp_(max=_BELOW_ALL)
             if one.temperature > 0
             else torch.zeros(one.max_new_tokens)
             for one in samplings
         ]
         self._seen_BV: Tensor | None = None
         self._prompts = [list(prompt) for prompt in prompts]
-        self._words_B = torch.zeros(len(self._samplings), dtype=torch.long)
+        self._words = [0] * len(self._samplings)
+        """Per branch, how many were chosen."""
         self._settle()
 
     def choose(self, logits_BV: Tensor) -> tuple[list[int], list[float]]:
@@ -92,7 +97,8 @@ class Chooser:
         logprobs_B = p_BV.gather(1, chosen_B[:, None])[:, 0].log()
         if self._seen_BV is not None:
             self._seen_BV.scatter_(1, chosen_B[:, None], True)
-        self._words_B = self._words_B + 1
+        self._words = [words + 1 for words in self._words]
+        self._since += 1
         return chosen_B.tolist(), logprobs_B.tolist()
 
     def keep(self, branches: Sequence[int]) -> None:
@@ -100,7 +106,7 @@ class Chooser:
         self._samplings = [self._samplings[branch] for branch in branches]
         self._draws = [self._draws[branch] for branch in branches]
         self._prompts = [self._prompts[branch] for branch in branches]
-        self._words_B = self._words_B[torch.tensor(branches)]
+        self._words = [self._words[branch] for branch in branches]
         if self._seen_BV is not None:
             self._seen_BV = self._seen_BV[torch.tensor(branches, device=self._device)]
         self._settle()
@@ -112,7 +118,7 @@ class Chooser:
         self._samplings += other._samplings
         self._draws += other._draws
         self._prompts += other._prompts
-        self._words_B = torch.cat([self._words_B, other._words_B])
+        self._words += other._words
         self._settle()
 
     def _seen(self) -> Tensor:
@@ -134,10 +140,12 @@ class Chooser:
         self._top_p_D1 = self._column([one.top_p for one in drawing], 1.0)
         self._top_k_D1 = self._column([one.top_k for one in drawing], 0)
         self._min_p_D1 = self._column([one.min_p or 0.0 for one in drawing], 0.0)
-        longest = max((one.max_new_tokens for one in drawing), default=0)
-        rows = [torch.cat([self._draws[place], torch.zeros(longest - len(self._draws[place]))]) for place in places]
-        self._uniform_DT = torch.stack(rows) if rows else torch.zeros(0)
-        self._places_D = torch.tensor(places, dtype=torch.long)
+        coming = [self._draws[place][self._words[place] :] for place in places]
+        self._since = 0
+        """Words chosen since: where the next draws stand."""
+        self._uniform_TD1 = (
+            torch.nn.utils.rnn.pad_sequence(coming)[..., None].to(self._device) if coming else torch.zeros(0)
+        )
 
     def _column(self, values: Sequence[float], nothing: float) -> Tensor | None:
         if all(value == nothing for value in values):
@@ -160,11 +168,7 @@ class Chooser:
         if self._min_p_D1 is not None:
             p_DV = p_DV * (p_DV >= self._min_p_D1 * p_DV.amax(-1, keepdim=True))
         sum_DV = p_DV.cumsum(-1)
-        total_D1 = sum_DV[:, -1:]
-        word_D1 = self._words_B[self._places_D, None]
-        wanted_D1 = self._uniform_DT.gather(1, word_D1).to(self._device) * total_D1
-        # Rounding may reach the total, which nothing passes: the last word of any probability is then meant.
-        wanted_D1 = torch.minimum(wanted_D1, total_D1.nextafter(torch.zeros_like(total_D1)))
+        wanted_D1 = self._uniform_TD1[self._since] * sum_DV[:, -1:]
         return torch.searchsorted(sum_DV, wanted_D1, right=True)[:, 0]
 
 
