@@ -44,10 +44,6 @@ class Sampling:
             raise ValueError("top_k must not be negative, min_p from 0 to 1, and repetition_penalty above 0")
 
 
-_BELOW_ALL = 1 - 2**-22
-"""The largest draw: times any sum of probabilities, rounded, it stays below that sum, which no word would pass."""
-
-
 class Chooser:
     """The next words of a batch of branches. Settings and draws are kept as tensors: few calls per word."""
 
@@ -66,7 +62,7 @@ class Chooser:
         self._device = device
         # All of a completion's draws at once: a generator call per branch and word would cost more than the word.
         self._draws = [
-            torch.rand(one.max_new_tokens, generator=torch.Generator().manual_seed(one.seed)).clamp_(max=_BELOW_ALL)
+            torch.rand(one.max_new_tokens, generator=torch.Generator().manual_seed(one.seed))
             if one.temperature > 0
             else torch.zeros(one.max_new_tokens)
             for one in samplings
@@ -168,6 +164,7 @@ class Chooser:
         if self._min_p_D1 is not None:
             p_DV = p_DV * (p_DV >= self._min_p_D1 * p_DV.amax(-1, keepdim=True))
         sum_DV = p_DV.cumsum(-1)
+        # At most (1 - 2^-24) of all there is, which as a float32 is less than all: some word passes it.
         wanted_D1 = self._uniform_TD1[self._since] * sum_DV[:, -1:]
         return torch.searchsorted(sum_DV, wanted_D1, right=True)[:, 0]
 

@@ -95,6 +95,14 @@ def test_branches_that_stay_or_come_later_keep_their_own_draws() -> None:
     assert [words[1] for words in later] == alone(hot[2])[:3]
 
 
+def test_the_largest_draw_there_is_meets_the_last_word_that_may_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda size, generator: torch.full((size,), 1 - 2**-24))
+    hot = [Sampling(max_new_tokens=1, temperature=1.0, seed=n) for n in range(500)]
+    chooser = Chooser(hot, [[]] * 500, [WORDS - 1], WORDS, CPU)
+    many = torch.randn(500, WORDS, generator=torch.Generator().manual_seed(4))
+    assert chooser.choose(many)[0] == [WORDS - 2] * 500
+
+
 @pytest.mark.parametrize("fields", [{"top_k": -1}, {"min_p": 1.5}, {"repetition_penalty": 0.0}, {"top_p": 0.0}])
 def test_settings_that_mean_nothing_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):
