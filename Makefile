@@ -13,6 +13,9 @@ DEV := .venv/.has-dev
 TRAINER := $(if $(filter none,$(MODEL)),,.venv/.has-trainer)
 PEER := $(if $(filter none,$(MODEL)),,.venv/.has-peer)
 
+# Test processes. A file's tests stay together: they share servers and browsers.
+JOBS ?= 2
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
@@ -24,8 +27,8 @@ help:  ## list the targets
 run: $(SERVER) $(TRAINER)  ## serve Winnow at http://127.0.0.1:8000 (PORT), state under var/ (WINNOW_HOME); Ctrl-C stops it
 	@exec $(PYTHON) -m annotation_server.launcher
 
-test: $(SERVER) $(TRAINER) $(PEER) $(DEV)  ## all tests under a minute each; ARGS="-k queue" for a part
-	$(PYTHON) -m pytest -m "not soak" $(ARGS)
+test: $(SERVER) $(TRAINER) $(PEER) $(DEV)  ## all tests under a minute each, in JOBS processes; ARGS="-k queue" for a part
+	$(PYTHON) -m pytest -m "not soak" --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 demo: $(SERVER) $(TRAINER)  ## the whole loop on drawn scenes in a throw-away home, ending with one table
 	@exec $(PYTHON) -m benchmarks.demo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -90,6 +91,27 @@ def make_endpoint(fake: FakeEndpoint) -> MakeEndpoint:
 def work() -> Callable[[], None]:
     """Works off every job in this process, as a worker without a broker would."""
     return lambda: work_off(threading.Event())
+
+
+KilledAt = Callable[[str], None]
+
+
+@pytest.fixture
+def work_killed_at(work: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> KilledAt:
+    """The same, until something is called: there the worker dies, and as with a kill nobody catches that."""
+
+    def die(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    def work_until(target: str) -> None:
+        with monkeypatch.context() as crash:
+            crash.setattr(target, die)
+            with pytest.raises(KeyboardInterrupt):
+                work()
+        # Tasks left behind complain when they are collected; in the middle of a later ast.parse that is a SystemError.
+        gc.collect()
+
+    return work_until
 
 
 class Processes:

@@ -25,7 +25,7 @@ from annotation_server.runs.selection import Wanted
 from annotation_server.samples.models import Image
 from annotation_workers.deliveries import Deliveries
 from annotation_workers.model_client import Failure, ModelClient, Reply
-from tests.workers.conftest import FakeEndpoint, MakeEndpoint
+from tests.workers.conftest import FakeEndpoint, KilledAt, MakeEndpoint
 from tests.workers.fake_endpoint import completion
 from tests.workers.scenes import project_with_tasks
 
@@ -456,15 +456,12 @@ def test_a_cancelled_run_stays_cancelled(fake: FakeEndpoint, endpoint: Endpoint,
 
 
 def test_an_answer_paid_for_before_a_crash_is_judged_without_a_new_call(
-    fake: FakeEndpoint, endpoint: Endpoint, work: Work, monkeypatch: pytest.MonkeyPatch
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work, work_killed_at: KilledAt
 ) -> None:
     """The worker dies right after committing the response, before it reads it."""
     project, _ = project_with_tasks(1)
     run = start(project, endpoint)
-    with monkeypatch.context() as crash:
-        crash.setattr("annotation_workers.annotate._ChunkInHand._judge", _die)
-        with pytest.raises(KeyboardInterrupt):
-            work()
+    work_killed_at("annotation_workers.annotate._ChunkInHand._judge")
     assert Attempt.objects.get().outcome == Attempt.Outcome.ANSWERED
     Job.objects.update(state=Job.State.QUEUED, lease_token=None, lease_expires_at=None)
     work()
@@ -502,7 +499,3 @@ def test_a_worker_that_lost_its_job_writes_nothing_more(
         ("unknown", "interrupted"), ("accepted", ""),
     ]  # fmt: skip
     assert (RawResponse.objects.count(), Annotation.objects.count()) == (1, 1)
-
-
-async def _die(*args: object) -> bool:
-    raise KeyboardInterrupt  # like a kill, it is caught nowhere on its way out

@@ -17,7 +17,7 @@ from annotation_server.runs import preparation, selectors, services
 from annotation_server.runs.models import Attempt, Endpoint, Run, RunTask, WordingKey
 from annotation_server.runs.selection import Wanted
 from tests.server.factories import annotate, make_member
-from tests.workers.conftest import FakeEndpoint, MakeEndpoint, Processes
+from tests.workers.conftest import FakeEndpoint, KilledAt, MakeEndpoint, Processes
 from tests.workers.scenes import project_with_tasks
 from trainer.contract.feedback import Objection, feedback
 
@@ -283,14 +283,11 @@ def test_a_near_copy_is_not_worth_a_second_call(fake: FakeEndpoint, make_endpoin
 
 @pytest.mark.parametrize("verdict", ["good", "different"])
 def test_a_worker_killed_between_the_resolve_and_its_judgement_repeats_no_call(
-    verdict: str, fake: FakeEndpoint, endpoint: Endpoint, work: Work, monkeypatch: pytest.MonkeyPatch
+    verdict: str, fake: FakeEndpoint, endpoint: Endpoint, work: Work, work_killed_at: KilledAt
 ) -> None:
     fake.control(script=["good", verdict])
     run = start(explained(1, blind_resolve=True), endpoint, max_attempts=1)
-    with monkeypatch.context() as crash:
-        crash.setattr("annotation_workers.judging.Judging._judge_resolve", _die)
-        with pytest.raises(KeyboardInterrupt):
-            work()
+    work_killed_at("annotation_workers.judging.Judging._judge_resolve")
     assert outcomes() == [("answered", "", False), ("answered", "", True)]
     _somebody_else_goes_on()
     work()
@@ -301,13 +298,10 @@ def test_a_worker_killed_between_the_resolve_and_its_judgement_repeats_no_call(
 
 
 def test_a_worker_killed_before_the_resolve_makes_that_call_alone(
-    fake: FakeEndpoint, endpoint: Endpoint, work: Work, monkeypatch: pytest.MonkeyPatch
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work, work_killed_at: KilledAt
 ) -> None:
     run = start(explained(1, blind_resolve=True), endpoint)
-    with monkeypatch.context() as crash:
-        crash.setattr("annotation_workers.judging.resolving.build_prompt", _die)
-        with pytest.raises(KeyboardInterrupt):
-            work()
+    work_killed_at("annotation_workers.judging.resolving.build_prompt")
     assert [outcome for outcome in outcomes() if not outcome[2]] == [("answered", "", False)]
     _somebody_else_goes_on()
     work()
@@ -318,15 +312,12 @@ def test_a_worker_killed_before_the_resolve_makes_that_call_alone(
 
 
 def test_a_worker_killed_between_a_near_copy_and_its_end_asks_no_more(
-    fake: FakeEndpoint, endpoint: Endpoint, work: Work, monkeypatch: pytest.MonkeyPatch
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work, work_killed_at: KilledAt
 ) -> None:
     fake.control(mode="copy")
     project = explained(2, near_copy=0.8)
     run = start(project, endpoint, max_attempts=1)
-    with monkeypatch.context() as crash:
-        crash.setattr("annotation_workers.judging.Judging._refused", _die)
-        with pytest.raises(KeyboardInterrupt):
-            work()
+    work_killed_at("annotation_workers.judging.Judging._refused")
     _somebody_else_goes_on()
     work()
     run.refresh_from_db()
@@ -335,14 +326,11 @@ def test_a_worker_killed_between_a_near_copy_and_its_end_asks_no_more(
 
 
 def test_a_project_that_no_longer_wants_it_still_listens_to_a_resolve_that_was_paid_for(
-    fake: FakeEndpoint, endpoint: Endpoint, work: Work, monkeypatch: pytest.MonkeyPatch
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work, work_killed_at: KilledAt
 ) -> None:
     fake.control(script=["good", "different"])
     start(explained(1, blind_resolve=True), endpoint, max_attempts=1)
-    with monkeypatch.context() as crash:
-        crash.setattr("annotation_workers.judging.Judging._judge_resolve", _die)
-        with pytest.raises(KeyboardInterrupt):
-            work()
+    work_killed_at("annotation_workers.judging.Judging._judge_resolve")
     Project.objects.update(blind_resolve=False)
     _somebody_else_goes_on()
     work()
@@ -363,10 +351,6 @@ def test_a_budget_holds_for_resolves_too(fake: FakeEndpoint, make_endpoint: Make
 
 def _somebody_else_goes_on() -> None:
     Job.objects.update(state=Job.State.QUEUED, lease_token=None, lease_expires_at=None)
-
-
-def _die(*args: object) -> None:
-    raise KeyboardInterrupt  # like a kill, it is caught nowhere on its way out
 
 
 @pytest.mark.slow

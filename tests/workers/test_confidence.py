@@ -15,7 +15,7 @@ from annotation_server.runs import selectors, services
 from annotation_server.runs.models import Attempt, Endpoint, Run, RunTask
 from annotation_server.runs.selection import Wanted
 from annotation_workers.confidence import Sample, answer_probability, in_order, mapped_back, order_shown, vote
-from tests.workers.conftest import FakeEndpoint, MakeEndpoint
+from tests.workers.conftest import FakeEndpoint, KilledAt, MakeEndpoint
 from tests.workers.scenes import project_with_tasks
 from trainer.contract.answers import Completion
 from trainer.contract.dimensions import Dimension, Polarity
@@ -114,14 +114,11 @@ def test_candidates_change_places_and_answers_are_mapped_back(
 
 
 def test_the_samples_of_a_killed_worker_are_not_asked_for_again(
-    fake: FakeEndpoint, endpoint: Endpoint, work: Work, monkeypatch: pytest.MonkeyPatch
+    fake: FakeEndpoint, endpoint: Endpoint, work: Work, work_killed_at: KilledAt
 ) -> None:
     project, _ = project_with_tasks(1)
     run = start(project, endpoint, samples=3)
-    with monkeypatch.context() as crash:
-        crash.setattr("annotation_workers.judging.Judging._vote", _die)
-        with pytest.raises(KeyboardInterrupt):
-            work()
+    work_killed_at("annotation_workers.judging.Judging._vote")
     assert list(Attempt.objects.values_list("outcome", flat=True)) == ["answered"] * 3
     Job.objects.filter(state="running").update(state="queued", lease_token=None, lease_expires_at=None)
     work()
@@ -195,7 +192,3 @@ def test_only_the_tokens_of_the_answer_count() -> None:
     assert answer_probability(in_json) == pytest.approx((math.exp(-0.2) + math.exp(-4.0)) / 2)
     assert answer_probability([("Hello", -0.1)]) is None
     assert answer_probability([]) is None
-
-
-def _die(*args: object) -> None:
-    raise KeyboardInterrupt  # like a kill, it is caught nowhere on its way out
