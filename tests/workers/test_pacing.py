@@ -141,7 +141,7 @@ def test_a_retry_after_is_waited_for_in_seconds_or_as_a_date(
     run = start(project, make_endpoint(concurrency=4))
     until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=6)  # such a date has no fractions
     after = format_datetime(until, usegmt=True) if as_date else "2"
-    fake.control(script=["overloaded"] * 4, retry_after=after, delay=0.3)  # all four are out by then
+    fake.control(script=["overloaded"] * 4, retry_after=after, delay=1.0)  # all four are out by then
     work()
     run.refresh_from_db()
     assert run.state == Run.State.DONE
