@@ -153,11 +153,7 @@ class Bench:
         return step
 
     def beside_trl(self, case: Case, ours: Callable[[], float], rounds: int) -> tuple[float, float]:
-        """Median seconds of our step and of TRL's, in turns of two steps, A A B B …, of which the second counts.
-
-        The first finds the other's memory given back to the system and the caches full of the other's: on either side
-        a cost that no run of its own has.
-        """
+        """Median seconds of our step and of TRL's, A B A B …, after an uncounted round."""
         from datasets import Dataset
         from transformers import AutoModelForImageTextToText, TrainerCallback
         from transformers.utils.logging import set_verbosity_error
@@ -178,14 +174,15 @@ class Bench:
         our_seconds: list[float] = []
 
         class Turns(TrainerCallback):  # type: ignore[misc]
-            began = 0.0
+            began = time.perf_counter()
 
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                took = time.perf_counter() - Turns.began
-                if state.global_step % 2 == 0:
-                    seconds.append(took)
-                    ours()
-                    our_seconds.append(ours())
+            def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+                if not seconds:
+                    Turns.began = min(Turns.began, time.perf_counter())
+
+            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+                seconds.append(time.perf_counter() - Turns.began)
+                our_seconds.append(ours())
                 Turns.began = time.perf_counter()
 
         config = TRLConfig(
@@ -193,7 +190,7 @@ class Bench:
             per_device_train_batch_size=case.group * case.prompts_per_step,
             num_generations=case.group,
             max_completion_length=case.completion,
-            max_steps=2 * rounds,
+            max_steps=rounds + 1,
             learning_rate=RATE,
             max_grad_norm=CLIP,
             loss_type="dapo",
@@ -221,7 +218,7 @@ class Bench:
         with contextlib.redirect_stdout(io.StringIO()):
             Turns.began = time.perf_counter()
             trainer.train()
-        return statistics.median(our_seconds), statistics.median(seconds)
+        return statistics.median(our_seconds[1:]), statistics.median(seconds[1:])
 
     def kept_bytes(self, case: Case) -> tuple[int, int]:
         """Bytes kept for backward by our log-probabilities of one group, and by those of the repeated prompt."""

@@ -76,8 +76,8 @@ def _grpo_steps() -> Iterator[Measurement]:
                 for together in (1, 4):
                     case = Case(side=side, prompt=prompt, completion=completion, prompts_per_step=together)
                     run_dir = Path(folder) / f"{prompt}-{completion}-{together}"
-                    # Machines are not quiet for long: few turns only where TRL takes most of a minute for a step.
-                    rounds = 5 if together == 1 or prompt < 1000 else 2
+                    # Machines are not quiet for long: few rounds only where TRL takes most of a minute for a step.
+                    rounds = 7 if together == 1 or prompt < 1000 else 3
                     ours, peer = bench.beside_trl(case, bench.our_step(case, run_dir), rounds)
                     yield {
                         "name": "grpo.step_ratio",
