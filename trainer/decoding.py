@@ -317,6 +317,7 @@ class _Desk:
         self.mixed_MH = empty(branches * length, queries * size)
         grid = (rows, wide) if decoder._dense else (branches,)
         self.mixed_out = self.mixed_MH.view(*grid, *self.mixed.shape[2:])
+        """The same, with `mixed`'s dimensions: (N, W, L, K, R, D), or (B, L, K, R, D) where places are empty."""
 
 
 class _Layer:
